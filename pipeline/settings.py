@@ -1,0 +1,206 @@
+"""
+What the gateway was told: frozen Structs, read once at start and passed explicitly.
+
+Durations are seconds, sizes are bytes. `configuration.py` reads them from YAML; nothing else makes them but tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+ENVIRONMENT_PREFIX: Final = "os.environ/"
+
+
+class Secret(msgspec.Struct, frozen=True):
+    """A value that must not be shown: written down as it is, or as `os.environ/NAME`, read when it is needed."""
+
+    source: str
+
+    @property
+    def variable(self) -> str | None:
+        """The environment variable it comes from, if it does."""
+        return self.source.removeprefix(ENVIRONMENT_PREFIX) if self.source.startswith(ENVIRONMENT_PREFIX) else None
+
+    def reveal(self, environment: Mapping[str, str]) -> str | None:
+        """Return the value; None when its variable is unset or empty."""
+        return (environment.get(self.variable) or None) if self.variable else self.source
+
+    def __repr__(self) -> str:
+        return f"Secret({self.source if self.variable else '***'})"
+
+    __str__ = __repr__
+
+
+class Frozen(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all settings."""
+
+
+class Deployment(Frozen):
+    """One concrete endpoint and key behind a model name: an entry of `model_list`."""
+
+    id: str
+    """`model_info.id`, or a digest of the entry: stable over restarts, and it says nothing about the key."""
+    model_name: str
+    """The name clients use; entries that share it form a group. May hold a wildcard: `openai/*`."""
+    model: str
+    """`litellm_params.model`: provider prefix and the provider's own model name, `openai/gpt-4`."""
+    api_base: str | None = None
+    api_key: Secret | None = None
+    api_version: str | None = None
+    organization: str | None = None
+    headers: Mapping[str, str] = {}
+    """`extra_headers`: sent with every call to this deployment."""
+    timeout: float | None = None
+    """For one provider call without streaming; unset: the request's deadline alone."""
+    stream_timeout: float | None = None
+    """Until the first byte of a streamed call, and between its bytes."""
+    retries: int | None = None
+    """`num_retries` or `max_retries` of this entry; overrides the router's."""
+    weight: float | None = None
+    rpm: int | None = None
+    tpm: int | None = None
+    max_parallel: int | None = None
+    mock_response: str | None = None
+    """Answer with this text and call nobody."""
+    prompt_id: str | None = None
+    """Every request to the group references this prompt unless it names another."""
+    prompt_variables: Mapping[str, Any] | None = None
+    prompt_label: str | None = None
+    prompt_version: str | int | None = None
+    defaults: Mapping[str, Any] = {}
+    """Other `litellm_params`: body fields used where the request has none (`temperature`, `max_tokens` …)."""
+    line: int = 0
+    """Where the entry stands in the configuration file."""
+
+
+class Callback(Frozen):
+    """A dotted path of `litellm_settings.callbacks`, and where it stands."""
+
+    path: str
+    file: str = ""
+    line: int = 0
+
+
+class Key(Frozen):
+    """A key clients may use. Its name is the tenant that owns what it creates."""
+
+    name: str
+    values: tuple[Secret, ...]
+    """Plain, `os.environ/NAME` or `sha256:<hex>`; two of them while a key is rotated."""
+    models: tuple[str, ...] = ()
+    """Model names or wildcards it may use; empty: all."""
+    master: bool = False
+
+
+class RouterSettings(Frozen):
+    """How dispatch chooses among deployments, and how often it tries."""
+
+    retries: int = 2
+    """`num_retries`: further attempts after a failure that another try may cure."""
+    timeout: float | None = None
+    """For one provider call; a deployment's own `timeout` overrides it."""
+    allowed_fails: int = 3
+    """Failures within a minute before a deployment cools down."""
+    cooldown: float = 5.0
+    """`cooldown_time`: how long a deployment rests."""
+    retry_after: float = 0.0
+    """Least pause before a retry."""
+    aliases: Mapping[str, str] = {}
+    """`model_group_alias`: further names of a group."""
+
+
+class IngressSettings(Frozen):
+    """Limits of the HTTP edge."""
+
+    request_timeout: float = 600.0
+    """Deadline of a request that names none; raise it for long reasoning models."""
+    max_request_timeout: float = 3600.0
+    max_body_bytes: int = 32 * 2**20
+    """Largest request body; a larger one is a 413 before it is read."""
+    max_buffered_bytes: int = 256 * 2**20
+    """Request bodies held by one ingress process at a time; above it new ones are refused with 429."""
+    max_backlog: int = 10_000
+    """Jobs waiting in one stage before new ones are refused with 429."""
+    max_backlog_bytes: int = 512 * 2**20
+    """Bytes of bodies held in one stage before new jobs are refused with 429."""
+    max_requests: int = 10_000
+    """Requests in flight in one ingress process."""
+    drain: float = 30.0
+    """How long a stopping process waits for what it holds."""
+
+
+class PromptSettings(Frozen):
+    """The resolve stage and its user code."""
+
+    timeout: float = 30.0
+    """`prompt_timeout`: a manager that takes longer is answered for with 504."""
+    slots: int = 64
+    """`prompt_slots`: hooks one resolve process runs at a time."""
+    environment: tuple[str, ...] = ()
+    """`prompt_env`: variables that managers need although `model_list` names them too."""
+    accept_ignored: tuple[str, ...] = ()
+    """Controls written for LiteLLM that are known not to run here, and are accepted as such."""
+
+
+class DispatchSettings(Frozen):
+    """The dispatch stage."""
+
+    slots: int = 2000
+    """`dispatch_slots`: provider calls one process has in flight."""
+    max_response_bytes: int = 64 * 2**20
+    """Largest answer read from a provider, after decompression."""
+    connect_timeout: float = 10.0
+
+
+class TransportSettings(Frozen):
+    """The way to Redis, and how long a delivery may go without a sign of life."""
+
+    url: Secret | None = None
+    """`redis_url`, or `REDIS_URL` in the environment; unset: the embedded server of `up`."""
+    lease: float = 6.0
+    """A dead worker's jobs are claimed after this long; raise it on networks that stall for seconds."""
+    grace: float = 30.0
+    """How long a stopping worker may go on with what it holds before handing it back."""
+    batch_reserve: float = 0.25
+    """Share of a worker's slots that batch jobs may not take."""
+    dead_letter_bodies: bool = False
+    """Keep bodies with dead letters: they hold prompts, so this is off."""
+    maxmemory: int | None = None
+    """Limit of the embedded server; unset: a quarter of the machine's memory."""
+    persistence: str = "everysec"
+    """`appendfsync` of the embedded server: `always`, `everysec` or `no`."""
+
+
+class Notice(Frozen):
+    """Something in the configuration that is not an error, with its place."""
+
+    message: str
+    file: str = ""
+    line: int = 0
+
+
+class Settings(Frozen):
+    """The whole configuration."""
+
+    source: str = ""
+    """The file it was read from; empty for the built-in demo."""
+    directory: str = "."
+    """Where callback files are looked for."""
+    data_dir: str = ".promptmill"
+    digest: str = ""
+    """Of everything that decides what a name means; equal in processes that may hand jobs to each other."""
+    deployments: tuple[Deployment, ...] = ()
+    callbacks: tuple[Callback, ...] = ()
+    keys: tuple[Key, ...] = ()
+    router: RouterSettings = RouterSettings()
+    ingress: IngressSettings = IngressSettings()
+    prompts: PromptSettings = PromptSettings()
+    dispatch: DispatchSettings = DispatchSettings()
+    transport: TransportSettings = TransportSettings()
+    environment: Mapping[str, str] = {}
+    """`environment_variables`: set for every process of the gateway."""
+    notices: tuple[Notice, ...] = ()
+    """What `check` and the first screen warn about."""
