@@ -1,0 +1,1 @@
+"""The HTTP edge: bytes in, a job; a reply, bytes out."""

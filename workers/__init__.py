@@ -1,0 +1,1 @@
+"""The work: stages, prompt managers, providers and routing."""

@@ -1,0 +1,1 @@
+"""Prompt managers and the isolated place where user code runs."""

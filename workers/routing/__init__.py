@@ -1,0 +1,1 @@
+"""Which deployment gets an attempt, and what happens after it failed."""

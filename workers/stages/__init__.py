@@ -1,0 +1,1 @@
+"""One file, one stage; each exports `stage`."""
