@@ -44,7 +44,13 @@ class PipelineError(Exception):
     should_retry: ClassVar[bool | None] = None
 
     def __init__(
-        self, message: str, *, hint: str = "", param: str | None = None, retry_after: float | None = None, stage: str = ""
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        param: str | None = None,
+        retry_after: float | None = None,
+        stage: str = "",
     ) -> None:
         super().__init__(message)
         self.message = message
