@@ -80,7 +80,7 @@ class RequestError(PipelineError):
     status = 400
     type = "invalid_request_error"
     code = "invalid_request"
-    should_retry = False
+    should_retry: ClassVar[bool | None] = False
 
 
 class InvalidRequest(RequestError):

@@ -34,11 +34,7 @@ class Secret(msgspec.Struct, frozen=True):
     __str__ = __repr__
 
 
-class Frozen(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of all settings."""
-
-
-class Deployment(Frozen):
+class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """One concrete endpoint and key behind a model name: an entry of `model_list`."""
 
     id: str
@@ -76,7 +72,7 @@ class Deployment(Frozen):
     """Where the entry stands in the configuration file."""
 
 
-class Callback(Frozen):
+class Callback(msgspec.Struct, frozen=True, kw_only=True):
     """A dotted path of `litellm_settings.callbacks`, and where it stands."""
 
     path: str
@@ -84,7 +80,7 @@ class Callback(Frozen):
     line: int = 0
 
 
-class Key(Frozen):
+class Key(msgspec.Struct, frozen=True, kw_only=True):
     """A key clients may use. Its name is the tenant that owns what it creates."""
 
     name: str
@@ -95,7 +91,7 @@ class Key(Frozen):
     master: bool = False
 
 
-class RouterSettings(Frozen):
+class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How dispatch chooses among deployments, and how often it tries."""
 
     retries: int = 2
@@ -112,7 +108,7 @@ class RouterSettings(Frozen):
     """`model_group_alias`: further names of a group."""
 
 
-class IngressSettings(Frozen):
+class IngressSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of the HTTP edge."""
 
     request_timeout: float = 600.0
@@ -132,7 +128,7 @@ class IngressSettings(Frozen):
     """How long a stopping process waits for what it holds."""
 
 
-class PromptSettings(Frozen):
+class PromptSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The resolve stage and its user code."""
 
     timeout: float = 30.0
@@ -145,7 +141,7 @@ class PromptSettings(Frozen):
     """Controls written for LiteLLM that are known not to run here, and are accepted as such."""
 
 
-class DispatchSettings(Frozen):
+class DispatchSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The dispatch stage."""
 
     slots: int = 2000
@@ -155,7 +151,7 @@ class DispatchSettings(Frozen):
     connect_timeout: float = 10.0
 
 
-class TransportSettings(Frozen):
+class TransportSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The way to Redis, and how long a delivery may go without a sign of life."""
 
     url: Secret | None = None
@@ -174,7 +170,7 @@ class TransportSettings(Frozen):
     """`appendfsync` of the embedded server: `always`, `everysec` or `no`."""
 
 
-class Notice(Frozen):
+class Notice(msgspec.Struct, frozen=True, kw_only=True):
     """Something in the configuration that is not an error, with its place."""
 
     message: str
@@ -182,7 +178,7 @@ class Notice(Frozen):
     line: int = 0
 
 
-class Settings(Frozen):
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The whole configuration."""
 
     source: str = ""

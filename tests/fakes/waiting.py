@@ -21,7 +21,5 @@ async def wait_until(
         if result:
             return
         if time.monotonic() > limit:
-            raise AssertionError(
-                f"not within {timeout} s: {inspect.getsource(condition).strip() if inspect.isfunction(condition) else condition}"
-            )
+            raise AssertionError(f"not within {timeout} s: {inspect.getsource(condition).strip()}")
         await anyio.sleep(every)
