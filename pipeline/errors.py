@@ -9,7 +9,8 @@ PipelineError
 ├─ RequestError            4xx, replied at once
 │  ├─ InvalidRequest       400   ├─ Unauthenticated  401   ├─ NotAllowed     403
 │  ├─ ModelNotFound        404   ├─ PromptNotFound   404   ├─ NotFound       404
-│  ├─ MethodNotAllowed     405   ├─ BodyTooLarge     413   └─ BacklogFull    429
+│  ├─ MethodNotAllowed     405   ├─ BodyTimeout      408   ├─ BodyTooLarge   413
+│  ├─ EncodingNotSupported 415   ├─ BacklogFull      429   └─ MasterKeyNeeded 403
 ├─ PromptManagerError      502, no retry by the client: it would only call the manager again
 │  ├─ PromptTimeout        504   ├─ PromptModelUnknown 502 └─ PromptWorkerLost 502 (the hook killed its process)
 ├─ UpstreamError           the router may go elsewhere
@@ -103,6 +104,12 @@ class NotAllowed(RequestError):
     code = "model_not_allowed"
 
 
+class MasterKeyNeeded(NotAllowed):
+    """Only the master key may see this."""
+
+    code = "master_key_required"
+
+
 class NotFound(RequestError):
     """There is nothing at this path or under this id."""
 
@@ -127,6 +134,20 @@ class MethodNotAllowed(RequestError):
 
     status = 405
     code = "method_not_allowed"
+
+
+class BodyTimeout(RequestError):
+    """The request's body stopped arriving."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class EncodingNotSupported(RequestError):
+    """The request's body is compressed."""
+
+    status = 415
+    code = "unsupported_encoding"
 
 
 class BodyTooLarge(RequestError):

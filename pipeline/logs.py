@@ -32,7 +32,10 @@ def configure(*, debug: bool = False, json: bool | None = None) -> None:
         renderer: list[Any] = [structlog.processors.JSONRenderer(serializer=_serialize)]
         factory: Any = structlog.BytesLoggerFactory(file=sys.stderr.buffer)
     else:
-        renderer = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ)]
+        colors = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+        # Not the default formatter: with rich installed it prints every frame's locals, bodies and keys among them.
+        plain = structlog.dev.plain_traceback
+        renderer = [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
         factory = structlog.PrintLoggerFactory(file=sys.stderr)
     structlog.configure(
         processors=[*shared, *renderer],
