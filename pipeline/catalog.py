@@ -95,4 +95,6 @@ def _matched(pattern: str, name: str) -> str | None:
 def _filled(entry: Deployment, rest: str, name: str) -> Deployment:
     """Return `entry` for the name that was asked for; a bare `*` as its model means the name as it is."""
     model = name if entry.model == "*" else entry.model.replace("*", rest, 1)
+    if "/" not in model:  # the same default that configuration gives a model without a provider
+        model = f"openai/{model}"
     return msgspec.structs.replace(entry, model=model)

@@ -68,6 +68,9 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     prompt_version: str | int | None = None
     defaults: Mapping[str, Any] = {}
     """Other `litellm_params`: body fields used where the request has none (`temperature`, `max_tokens` …)."""
+    unset: tuple[str, ...] = ()
+    """Variables that are not set, and that say where calls go (`api_base` and the like): nothing may be sent, for it
+    would reach another host than the one that was meant."""
     line: int = 0
     """Where the entry stands in the configuration file."""
 
