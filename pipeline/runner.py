@@ -1,0 +1,239 @@
+"""Run stages in this process: slots, deadlines, leases, drain. Three nested lifetimes: support, fetching, handlers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Final
+
+import anyio
+from anyio.abc import TaskGroup
+
+from pipeline import logs, metrics
+from pipeline.catalog import Catalog
+from pipeline.errors import (
+    DeadlineExceeded,
+    InternalError,
+    MessageUnreadable,
+    PipelineError,
+    TransportError,
+    WorkerLost,
+)
+from pipeline.settings import Settings
+from pipeline.stage import Fail, Stage, StageContext, StageSpec
+from pipeline.transport.delivery import End, HeldDelivery
+from pipeline.transport.stage_stream import LANES, UNREADABLE, StageStream
+from pipeline.transport.worker import WorkerTransport
+from pipeline.transport.writes import Dead, Drop, Effect
+
+FLUSH_LIMIT: Final = 10.0
+"""Seconds a stopping process tries to write its last outcomes."""
+
+log = logs.logger("runner")
+
+
+class Slots:
+    """How many more deliveries this stage may hold; the fetch takes them before it reads."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.free = count
+        self._change = anyio.Event()
+
+    def take(self) -> None:
+        """Take one; there must be a free one."""
+        self.free -= 1
+
+    def give(self) -> None:
+        """Give one back."""
+        self.free += 1
+        self._change.set()
+
+    def wake(self) -> None:
+        """Make whoever waits look again."""
+        self._change.set()
+
+    async def wait(self) -> None:
+        """Wait until something changed."""
+        self._change = anyio.Event()
+        await self._change.wait()
+
+
+class Stop:
+    """Asked to stop: once to drain, and then for good when the grace is over."""
+
+    def __init__(self) -> None:
+        self.event = anyio.Event()
+        self._listeners: list[Callable[[], None]] = []
+
+    def __call__(self) -> None:
+        """Stop fetching and finish what is held."""
+        self.event.set()
+        for listener in self._listeners:
+            listener()
+
+    def also(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when asked to stop."""
+        self._listeners.append(listener)
+
+    def __bool__(self) -> bool:
+        return self.event.is_set()
+
+
+class StageRunner:
+    """Delivers the jobs of one stage to it."""
+
+    def __init__(
+        self, spec: StageSpec, stage: Stage, stream: StageStream, transport: WorkerTransport, slots: int
+    ) -> None:
+        self._spec = spec
+        self._stage = stage
+        self._stream = stream
+        self._transport = transport
+        self._slots = Slots(slots)
+        self._seconds = {lane: metrics.JOB_SECONDS[spec.name, lane] for lane in LANES}
+        self._queued = {lane: metrics.QUEUE_SECONDS[spec.name, lane] for lane in LANES}
+
+    async def run(self, stop: Stop, grace: float) -> None:
+        """Fetch and handle until `stop`, then drain for up to `grace` seconds and hand back the rest."""
+        stop.also(self._slots.wake)
+        async with anyio.create_task_group() as handlers:
+            await self._fetch(handlers, stop)
+            handlers.start_soon(self._drain, handlers, grace)
+        await self._hand_back()
+
+    async def _fetch(self, handlers: TaskGroup, stop: Stop) -> None:
+        while not stop:
+            if not self._slots.free:
+                await self._slots.wait()
+                continue
+            # A slot first, a job second: never hold what we cannot run. The read is never cancelled, only short.
+            for delivery in await self._stream.fetch(self._slots.free):
+                self._slots.take()
+                handlers.start_soon(self._deliver, delivery)
+
+    async def _drain(self, handlers: TaskGroup, grace: float) -> None:
+        limit = anyio.current_time() + grace
+        while self._stream.held and anyio.current_time() < limit:
+            with anyio.move_on_at(limit):
+                await self._slots.wait()
+        for delivery in self._stream.held:
+            delivery.stop(End.STOPPED)
+
+    async def _hand_back(self) -> None:
+        if held := self._stream.held:
+            with anyio.move_on_after(2, shield=True):
+                try:
+                    await self._stream.release(held)
+                except TransportError as error:
+                    log.warning("not handed back, their leases run out", count=len(held), error=str(error))
+
+    async def _deliver(self, delivery: HeldDelivery) -> None:
+        try:
+            effect = self._known_end(delivery)
+            if effect is None:
+                effect = await self._guard(delivery)
+            if effect is not None:
+                self._transport.writer.settle(delivery, effect)
+            if effect is not None or delivery.end is End.LOST:
+                self._stream.forget(delivery)
+        finally:
+            self._slots.give()
+
+    def _known_end(self, delivery: HeldDelivery) -> Effect | None:
+        """Return how a delivery ends that need not run."""
+        job = delivery.job
+        if job is UNREADABLE:
+            error: PipelineError = MessageUnreadable("a stream entry does not decode; was it written by promptmill?")
+            return self._dead(delivery, error, "unreadable")
+        if delivery.number > self._spec.max_deliveries:
+            return self._dead(delivery, self._spec.poisoned(job.id), "poison")
+        if delivery.remaining <= 0:
+            return Fail(DeadlineExceeded(f"the deadline passed while the job waited for the {self._spec.name} stage"))
+        if self._transport.unwanted(job):
+            return Drop()
+        return None
+
+    def _dead(self, delivery: HeldDelivery, error: PipelineError, reason: str) -> Dead:
+        log.error("dead letter", job=delivery.job.id, stage=self._spec.name, reason=reason, number=delivery.number)
+        metrics.DEAD_LETTERS[self._spec.name, reason.partition(":")[0]].inc()
+        return Dead(error, reason, self._transport.keep_dead_bodies)
+
+    async def _guard(self, delivery: HeldDelivery) -> Effect | None:
+        """Run the stage on a delivery; None when the delivery is not ours to settle any more."""
+        effect: Effect | None = None
+        started = time.monotonic()
+        with delivery.scope() as scope:
+            try:
+                effect = await self._handle(delivery)
+            except PipelineError as error:
+                effect = Fail(error)
+            except Exception as error:  # what a stage raises is a bug: one job ends, not the process
+                log.exception("stage failed", job=delivery.job.id, stage=self._spec.name, error=type(error).__name__)
+                failure = InternalError("promptmill failed on this request", hint="It is kept as a dead letter.")
+                effect = self._dead(delivery, failure, f"bug: {type(error).__name__}")
+        lane = delivery.source.lane
+        self._seconds[lane].observe(time.monotonic() - started)
+        self._queued[lane].observe(delivery.queued_ms / 1000)
+        if delivery.number > 1:
+            metrics.REDELIVERIES[self._spec.name,].inc()
+        if scope.cancelled_caught or effect is None:
+            return self._cut_short(delivery)
+        return effect
+
+    async def _handle(self, delivery: HeldDelivery) -> Effect:
+        job = delivery.job
+        if delivery.number > 1 and job.stream and await self._transport.has_streamed(job.id):
+            # Its client has bytes of the run that died; calling the provider again could not continue them.
+            return Fail(WorkerLost("a worker died while it streamed the answer", hint="Send the request again."))
+        if not delivery.source.reference:
+            return await self._stage.handle(delivery)
+        async with self._transport.bodies.held(delivery.source.reference, delivery.source.size) as body:
+            if body is None:
+                return Fail(InternalError("the request's body is gone from Redis", hint="Send the request again."))
+            delivery.body = body
+            return await self._stage.handle(delivery)
+
+    def _cut_short(self, delivery: HeldDelivery) -> Effect | None:
+        match delivery.end:
+            case End.CANCELLED:
+                return Drop()
+            case End.LOST | End.STOPPED:
+                return None
+            case None:
+                return Fail(DeadlineExceeded(f"the deadline passed in the {self._spec.name} stage"))
+
+
+async def run_stages(specs: Sequence[StageSpec], settings: Settings, url: str, stop: Stop) -> str:
+    """
+    Run `specs` in this process until `stop`; returns why it was asked to restart, empty when it was not.
+
+    Raises ConfigurationError when a stage cannot be built.
+    """
+    reasons: list[str] = []
+
+    def restart(reason: str) -> None:
+        log.warning("restart asked for", reason=reason)
+        reasons.append(reason)
+        stop()
+
+    transport = WorkerTransport(settings, url, tuple(spec.name for spec in specs))
+    async with AsyncExitStack() as stack:
+        stages = []
+        for spec in specs:
+            context = StageContext(settings, Catalog(settings), transport.consumer, restart)
+            stages.append(await stack.enter_async_context(spec.open(context)))
+        async with anyio.create_task_group() as support:  # outlives the handlers: leases hold while they drain
+            await transport.start(support, stop.event)
+            async with anyio.create_task_group() as running:
+                for spec, stage in zip(specs, stages, strict=True):
+                    slots = spec.slots(settings)
+                    stream = transport.stage_stream(spec, slots)
+                    runner = StageRunner(spec, stage, stream, transport, slots)
+                    running.start_soon(runner.run, stop, settings.transport.grace)
+                log.info("ready", consumer=transport.consumer, stages=[spec.name for spec in specs])
+            with anyio.move_on_after(FLUSH_LIMIT, shield=True):
+                await transport.finish()
+            support.cancel_scope.cancel()
+    return reasons[0] if reasons else ""

@@ -1,0 +1,176 @@
+"""Admission: jobs that arrive while one flush is under way go out together in the next, each exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import anyio
+import msgspec
+
+from pipeline.errors import BacklogFull, PipelineError, TransportError, TransportFull, TransportUnavailable
+from pipeline.job import BATCH, LIVE, Job, encode
+from pipeline.settings import IngressSettings
+from pipeline.transport import keyspace
+from pipeline.transport.connection import ADMIT, Command, Link
+from pipeline.transport.writes import INLINE
+
+FLUSH_JOBS: Final = 256
+FLUSH_BYTES: Final = 1024 * 1024
+TRIES: Final = 3
+LANES: Final = (LIVE, BATCH)
+
+
+class Load(msgspec.Struct):
+    """What a stage's lane holds, as last heard, plus what this process has sent there since."""
+
+    backlog: int = 0
+    held_bytes: int = 0
+
+
+class _Waiting:
+    """A job on its way into Redis."""
+
+    __slots__ = ("body", "done", "entry", "error", "job")
+
+    def __init__(self, job: Job, body: bytes) -> None:
+        self.job = job
+        self.body = body
+        self.done = anyio.Event()
+        self.entry = ""
+        self.error: PipelineError | None = None
+
+
+class Admission:
+    """The ingress process's one way onto the stage streams."""
+
+    def __init__(self, link: Link, consumer: str, stages: Sequence[str], limits: IngressSettings) -> None:
+        self._link = link
+        self._consumer = consumer
+        self._limits = limits
+        self._pairs = [(stage, lane) for stage in stages for lane in LANES]
+        self.loads = {pair: Load() for pair in self._pairs}
+        self._queue: list[_Waiting] = []
+        self._wake = anyio.Event()
+        self._batch = 0
+        self.rate = 0.0
+        """Jobs answered per second, lately; what `Retry-After` is reckoned from."""
+
+    def check(self, stages: Sequence[str], lane: str, size: int) -> None:
+        """Raise BacklogFull when a stage on the way holds as much as it may."""
+        for stage in stages:
+            load = self.loads.get((stage, lane))
+            if load is None:
+                continue
+            if load.backlog >= self._limits.max_backlog:
+                raise self._full(stage, f"{load.backlog} jobs wait", "max_backlog", load.backlog)
+            if load.held_bytes + size > self._limits.max_backlog_bytes:
+                raise self._full(stage, f"{load.held_bytes} bytes are held", "max_backlog_bytes", load.backlog)
+
+    def _full(self, stage: str, fact: str, setting: str, backlog: int) -> BacklogFull:
+        return BacklogFull(
+            f"the {stage} stage is full: {fact}",
+            hint=f"Nothing ran; try again later. More workers (`--scale {stage}=N`) or `{setting}` raise the limit.",
+            retry_after=min(60.0, max(1.0, backlog / max(self.rate, 1.0))),
+            stage=stage,
+        )
+
+    async def add(self, job: Job, body: bytes) -> str:
+        """
+        Put a job on its first stage's stream and return its entry id, '' when only its fate is unknown.
+
+        Raises TransportFull when nothing ran, TransportUnavailable when Redis cannot be reached.
+        """
+        load = self.loads[job.stages_left[0], job.lane]
+        load.backlog += 1
+        load.held_bytes += len(body)
+        waiting = _Waiting(job, body)
+        self._queue.append(waiting)
+        self._wake.set()
+        await waiting.done.wait()
+        if waiting.error is not None:
+            raise waiting.error
+        return waiting.entry
+
+    async def run(self) -> None:
+        """Flush what waits, for ever."""
+        while True:
+            if not self._queue:
+                self._wake = anyio.Event()
+                await self._wake.wait()
+            await self._flush(self._take())
+
+    def _take(self) -> list[_Waiting]:
+        size = 0
+        for count, waiting in enumerate(self._queue, start=1):
+            size += len(waiting.body)
+            if count == FLUSH_JOBS or size > FLUSH_BYTES:
+                break
+        taken, self._queue = self._queue[:count], self._queue[count:]
+        return taken
+
+    async def _flush(self, taken: list[_Waiting]) -> None:
+        error: PipelineError | None = None
+        try:
+            entries = await self._send(taken)
+        except TransportError as failure:
+            error, entries = failure, [""] * len(taken)
+        for waiting, entry in zip(taken, entries, strict=True):
+            waiting.entry, waiting.error = entry, error
+            waiting.done.set()
+
+    async def _send(self, taken: list[_Waiting]) -> list[str]:
+        """Send a batch under its number: a retry after a lost reply finds it admitted and adds nothing."""
+        bodies, arguments = _arguments(taken, self._pairs)
+        self._batch += 1
+        command = self._command(len(taken), arguments)
+        for left in reversed(range(TRIES)):
+            try:
+                *_, reply = await self._link.call(*bodies, command)
+                break
+            except TransportUnavailable:
+                if not left:
+                    raise
+        _raise_refusal(reply)
+        self._learn(reply[len(taken) :])
+        return [entry.decode() for entry in reply[: len(taken)]]
+
+    async def refresh(self) -> None:
+        """Ask how full every stage is, adding nothing. Raises TransportUnavailable."""
+        self._learn(await self._link.run(self._command(0, [])))
+
+    def _command(self, count: int, arguments: list[Any]) -> Command:
+        keys = [keyspace.admitted(self._consumer)]
+        for stage, lane in self._pairs:
+            keys += [keyspace.jobs(stage, lane), keyspace.held_bytes(stage, lane)]
+        return ADMIT(keys, self._batch, keyspace.ADMITTED_TTL_MS, count, *arguments)
+
+    def _learn(self, numbers: list[int]) -> None:
+        for pair, backlog, held in zip(self._pairs, numbers[::2], numbers[1::2], strict=True):
+            self.loads[pair] = Load(max(0, int(backlog)), max(0, int(held)))
+
+
+def _arguments(taken: list[_Waiting], pairs: list[tuple[str, str]]) -> tuple[list[Command], list[Any]]:
+    """Return the commands that store large bodies, and the script's arguments."""
+    bodies: list[Command] = []
+    arguments: list[Any] = []
+    for waiting in taken:
+        job, body, reference = waiting.job, waiting.body, ""
+        if len(body) > INLINE:
+            reference = keyspace.body(job.id, 0)
+            lifetime = max(0, job.deadline - job.admitted) + keyspace.BODY_EXTRA_MS
+            bodies.append(("SET", reference, body, "PX", lifetime))
+        index = pairs.index((job.stages_left[0], job.lane)) + 1
+        arguments += [index, encode(job), b"" if reference else body, reference, len(body)]
+    return bodies, arguments
+
+
+def _raise_refusal(reply: Any) -> None:
+    if isinstance(reply, Exception):
+        if "OOM" in str(reply):
+            raise TransportFull(
+                "Redis is at its memory limit and takes no new jobs",
+                hint="Nothing ran; try again when the workers have caught up, or raise `maxmemory`.",
+                retry_after=2.0,
+            )
+        raise TransportUnavailable(f"Redis refused the admission: {reply}", retry_after=1.0)

@@ -1,0 +1,207 @@
+"""The ingress's side of the transport: submit a job, wait for its answer, cancel it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import anyio
+import msgspec
+
+from pipeline import logs
+from pipeline.errors import NoWorker, TransportError, TransportUnavailable
+from pipeline.job import LIVE, Job
+from pipeline.settings import Settings
+from pipeline.transport import keyspace
+from pipeline.transport.admission import Admission
+from pipeline.transport.bodies import Bodies
+from pipeline.transport.cancels import cancellation
+from pipeline.transport.clock import ServerClock
+from pipeline.transport.connection import Link
+from pipeline.transport.registry import BEAT, GONE_AFTER, Registry, consumer_name, read_metrics, this_process
+from pipeline.transport.replies import Answer, Replies, Waiter
+
+__all__ = ["Answer", "FleetStatus", "TransportClient", "Waiter", "open_client"]
+
+STAGES: Final = ("resolve", "dispatch")
+SWEEP: Final = 0.25
+
+log = logs.logger("transport")
+
+
+class FleetStatus(msgspec.Struct, frozen=True):
+    """What this ingress process knows of the fleet; stages are keys, `backlog_bytes` are bytes of bodies."""
+
+    connected: bool
+    workers: dict[str, int]
+    backlog: dict[str, int]
+    backlog_bytes: dict[str, int]
+    waiting: int
+
+
+class TransportClient:
+    """Submits jobs and waits for their replies; one per ingress process."""
+
+    def __init__(self, settings: Settings, url: str) -> None:
+        self.consumer = consumer_name("ingress")
+        self._settings = settings
+        self._links = {name: Link(url, f"{self.consumer}-{name}") for name in ("admit", "replies", "upkeep", "bodies")}
+        self._clock = ServerClock()
+        self._admission = Admission(self._links["admit"], self.consumer, STAGES, settings.ingress)
+        self._bodies = Bodies(self._links["bodies"])
+        self._replies = Replies(self._links["replies"], self.consumer, self._drop)
+        process = this_process(self.consumer, "ingress", (), settings.digest)
+        self._registry = Registry(self._links["upkeep"], self._clock, process)
+        self._cancelled: list[Waiter] = []
+        self._cancelling = anyio.Event()
+        self._connected = False
+
+    def now(self) -> int:
+        """Return the Redis server's time in ms."""
+        return self._clock.now()
+
+    def status(self) -> FleetStatus:
+        """Return what is known of the fleet, without asking."""
+        loads = self._admission.loads
+        return FleetStatus(
+            connected=self._connected,
+            workers={stage: self._registry.workers[stage] for stage in STAGES},
+            backlog={stage: loads[stage, LIVE].backlog for stage in STAGES},
+            backlog_bytes={stage: loads[stage, LIVE].held_bytes for stage in STAGES},
+            waiting=len(self._replies.waiters),
+        )
+
+    async def process_metrics(self) -> list[tuple[str, bytes]]:
+        """Return the last metrics snapshot of every live process. Raises TransportUnavailable."""
+        return await read_metrics(self._links["upkeep"])
+
+    def check(self, stages: Sequence[str], lane: str, size: int) -> None:
+        """Raise BacklogFull, NoWorker or TransportUnavailable for a job that would be refused."""
+        if not self._connected:
+            raise TransportUnavailable("Redis cannot be reached", hint="Nothing ran; try again.", retry_after=1.0)
+        for stage in stages:
+            if self._registry.without_worker(stage) > GONE_AFTER:
+                raise no_worker(stage, self._registry.without_worker(stage))
+        self._admission.check(stages, lane, size)
+
+    async def submit(self, job: Job, body: bytes) -> Waiter:
+        """
+        Put a job on its way and return its waiter.
+
+        Raises BacklogFull, NoWorker, TransportFull and TransportUnavailable; nothing ran then, or it is cancelled.
+        """
+        self.check(job.stages_left, job.lane, len(body))
+        waiter = Waiter(job, self._bodies, self._drop)
+        self._replies.waiters[job.id] = waiter
+        try:
+            waiter.entry = await self._admission.add(job, body)
+        except BaseException:  # refused, or the client left meanwhile: whatever got through is not wanted
+            self._drop(waiter)
+            raise
+        return waiter
+
+    def _drop(self, waiter: Waiter) -> None:
+        if self._replies.drop(waiter):
+            self._cancelled.append(waiter)
+            self._cancelling.set()
+
+    async def _publish_cancels(self) -> None:
+        """Tell the workers of cancelled jobs, until told; in bursts."""
+        longest = int(self._settings.ingress.max_request_timeout * 1000)
+        while True:
+            if not self._cancelled:
+                self._cancelling = anyio.Event()
+                await self._cancelling.wait()
+            burst, self._cancelled = self._cancelled[:512], self._cancelled[512:]
+            now = self.now()
+            try:
+                await self._links["upkeep"].call(*(cancellation(w.id, w.deadline, now - longest) for w in burst))
+            except TransportError:
+                self._cancelled += [w for w in burst if w.deadline > now]
+                await anyio.sleep(SWEEP)
+
+    async def _sweep(self) -> None:
+        """Fail waiters past their deadline, and those whose job waits for a stage that nobody serves."""
+        while True:
+            await anyio.sleep(SWEEP)
+            for waiter in self._replies.expire(self.now()):
+                self._cancelled.append(waiter)
+                self._cancelling.set()
+            self._admission.rate = 0.7 * self._admission.rate + 0.3 * self._replies.answered / SWEEP
+            self._replies.answered = 0
+
+    async def _beat(self) -> None:
+        """Keep registration, reply stream, clock and the view of the fleet fresh."""
+        while True:
+            try:
+                await self._clock.refresh(self._links["upkeep"])
+                await self._replies.listen(self._links["upkeep"])
+                await self._admission.refresh()
+                await self._registry.beat()
+                await self._fail_unserved()
+                self._connected = True
+            except TransportError as error:
+                if self._connected:
+                    log.warning("redis is away", error=str(error))
+                self._connected = False
+            await anyio.sleep(BEAT if self._connected else SWEEP)
+
+    async def _fail_unserved(self) -> None:
+        """Answer clients whose job still waits in a stage without workers. Raises TransportUnavailable."""
+        for stage in STAGES:
+            silent = self._registry.without_worker(stage)
+            if silent <= GONE_AFTER:
+                continue
+            for waiter in [w for w in self._replies.waiters.values() if stage in w.stages]:
+                if stage != waiter.stages[-1] and not await self._waits_at(stage, waiter):
+                    continue
+                waiter.fail(no_worker(stage, silent))
+                self._drop(waiter)
+
+    async def _waits_at(self, stage: str, waiter: Waiter) -> bool:
+        if not waiter.entry:
+            return False
+        command = ("XRANGE", keyspace.jobs(stage, LIVE), waiter.entry, waiter.entry)
+        return bool(await self._links["upkeep"].run(command))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run the client's tasks; on the way out take this process off the registry."""
+        async with anyio.create_task_group() as tasks:
+            for task in (self._beat, self._admission.run, self._replies.run, self._publish_cancels, self._sweep):
+                tasks.start_soon(task)
+            try:
+                yield
+            finally:
+                with anyio.move_on_after(2, shield=True):
+                    await self._leave()
+                tasks.cancel_scope.cancel()
+
+    async def _leave(self) -> None:
+        try:
+            await self._registry.leave()
+            await self._links["upkeep"].call(("UNLINK", keyspace.replies(self.consumer)))
+        except TransportError:
+            return  # both expire by themselves
+        finally:
+            for link in self._links.values():
+                await link.close()
+
+
+def no_worker(stage: str, silent: float) -> NoWorker:
+    """Return the error for a stage that nobody has served for `silent` seconds."""
+    return NoWorker(
+        f"no {stage} worker has been seen for {int(silent)} s",
+        hint=f"Start one: promptmill worker {stage}",
+        retry_after=5.0,
+        stage=stage,
+    )
+
+
+@asynccontextmanager
+async def open_client(settings: Settings, url: str) -> AsyncIterator[TransportClient]:
+    """Open the ingress's side of the transport; it connects by itself, now and after every loss."""
+    client = TransportClient(settings, url)
+    async with client.running():
+        yield client

@@ -1,0 +1,86 @@
+"""A delivery as the worker process holds it: the job, how to answer it, and why its work may have to end."""
+
+from __future__ import annotations
+
+import enum
+import secrets
+import time
+from typing import TYPE_CHECKING
+
+import anyio
+
+from pipeline.job import Facts, Frame, Job
+from pipeline.transport.clock import ServerClock
+
+if TYPE_CHECKING:
+    from pipeline.transport.writer import Writer
+
+
+class End(enum.Enum):
+    """Why a delivery's work was cancelled from outside."""
+
+    CANCELLED = "the client left"
+    LOST = "another consumer owns it"
+    STOPPED = "this process stops"
+
+
+class Source:
+    """Where the entry of a delivery stands in Redis."""
+
+    __slots__ = ("entry", "lane", "reference", "size", "stage")
+
+    def __init__(self, stage: str, lane: str, entry: str, size: int, reference: str) -> None:
+        self.stage = stage
+        self.lane = lane
+        self.entry = entry
+        self.size = size
+        """Bytes of the body, as counted at admission."""
+        self.reference = reference
+        """Key of the body when it did not fit into the entry, else empty."""
+
+
+class HeldDelivery:
+    """Satisfies `pipeline.stage.Delivery`; made by the stage stream, ended by the runner."""
+
+    __slots__ = ("_clock", "_scope", "_writer", "body", "end", "frames", "job", "number", "queued_ms", "run", "source")
+
+    def __init__(self, job: Job, body: bytes, number: int, source: Source, clock: ServerClock, writer: Writer) -> None:
+        self.job = job
+        self.body = body
+        self.number = number
+        self.source = source
+        self.run = secrets.token_hex(8)
+        self.frames = 0
+        """Frames handed to the writer so far."""
+        self.end: End | None = None
+        self.queued_ms = float(max(0, clock.now() - (job.since or job.admitted)))
+        self._clock = clock
+        self._writer = writer
+        self._scope: anyio.CancelScope | None = None
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the job's deadline, by the server's clock."""
+        return (self.job.deadline - self._clock.now()) / 1000
+
+    def scope(self) -> anyio.CancelScope:
+        """Return the one cancel scope of this delivery: its deadline, and where `stop` takes hold."""
+        self._scope = anyio.CancelScope(deadline=time.monotonic() + self.remaining)
+        if self.end is not None:
+            self._scope.cancel()
+        return self._scope
+
+    def stop(self, why: End) -> None:
+        """Cancel the work; the first reason stands."""
+        if self.end is None:
+            self.end = why
+            if self._scope is not None:
+                self._scope.cancel()
+
+    async def send(self, data: bytes, facts: Facts | None = None, content_type: str = "") -> None:
+        """Hand a frame to the writer; waits only while too many bytes are unsent."""
+        frame = Frame(self.job.id, self.run, self.frames, data, facts, content_type)
+        self.frames += 1
+        self._writer.frame(self, frame)
+        if self._writer.congested:
+            await self._writer.relieved()

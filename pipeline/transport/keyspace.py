@@ -1,0 +1,73 @@
+"""
+Every key promptmill uses in Redis, and how long each lives.
+
+All names carry one hash tag per partition, so a cluster keeps a partition's keys on one node and may route scripts.
+Keys without a lifetime: stage streams, their byte counters, delayed sets, `dead`, `cancel` and `consumers`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pipeline.job import PARTITION
+
+PREFIX: Final = f"pm:{{{PARTITION}}}:"
+GROUP: Final = "workers"
+
+REPLIES_TTL_MS: Final = 60_000
+ADMITTED_TTL_MS: Final = 3_600_000
+UP_TTL_MS: Final = 15_000
+BODY_EXTRA_MS: Final = 60_000
+"""A body outlives its job's deadline by this much."""
+
+DEAD_LIMIT: Final = 10_000
+DEAD_BODY_LIMIT: Final = 25_000
+"""Largest body kept with a dead letter, in bytes: with `DEAD_LIMIT` it bounds the stream at about 256 MB."""
+
+DEAD: Final = PREFIX + "dead"
+CANCEL: Final = PREFIX + "cancel"
+CONSUMERS: Final = PREFIX + "consumers"
+"""Sorted set of process names by the end of their registration; the index of the `up:` keys."""
+
+PERMANENT: Final = ("jobs:", "bytes:", "delayed:", "dead", "cancel", "consumers")
+"""What may live without a TTL, after the prefix."""
+
+
+def jobs(stage: str, lane: str) -> str:
+    """Return the stream of a stage's lane."""
+    return f"{PREFIX}jobs:{stage}:{lane}"
+
+
+def held_bytes(stage: str, lane: str) -> str:
+    """Return the counter of body bytes in a stage's lane, waiting or in flight; gone when the lane is empty."""
+    return f"{PREFIX}bytes:{stage}:{lane}"
+
+
+def delayed(stage: str, lane: str) -> str:
+    """Return the sorted set of jobs put off, by due time in ms."""
+    return f"{PREFIX}delayed:{stage}:{lane}"
+
+
+def body(job_id: str, number: int) -> str:
+    """Return the key of a large body; each stage that rewrites it writes the next number."""
+    return f"{PREFIX}body:{job_id}:{number}"
+
+
+def replies(consumer: str) -> str:
+    """Return the reply stream of an ingress process."""
+    return f"{PREFIX}replies:{consumer}"
+
+
+def streamed(job_id: str) -> str:
+    """Return the mark that some run of this job has sent bytes to its client."""
+    return f"{PREFIX}streamed:{job_id}"
+
+
+def up(consumer: str) -> str:
+    """Return the registration of a live process."""
+    return f"{PREFIX}up:{consumer}"
+
+
+def admitted(consumer: str) -> str:
+    """Return the number of the last admission batch of an ingress process."""
+    return f"{PREFIX}admitted:{consumer}"

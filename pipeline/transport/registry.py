@@ -1,0 +1,132 @@
+"""The registry of live processes: who is up, what they serve, and since when somebody is missing."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections import Counter
+from typing import Any, Final
+
+import anyio
+import msgspec
+
+from pipeline import metrics
+from pipeline.transport import keyspace
+from pipeline.transport.clock import ServerClock
+from pipeline.transport.connection import Command, Link
+
+GONE_AFTER: Final = 10.0
+"""Seconds a process or a stage must be missing before anybody acts on it."""
+
+BEAT: Final = 2.0
+
+
+class ProcessInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A live process as it registered itself; `started` is ms on the server's clock."""
+
+    consumer: str
+    role: str
+    stages: tuple[str, ...] = ()
+    pid: int = 0
+    host: str = ""
+    started: int = 0
+    config: str = ""
+
+
+def consumer_name(role: str) -> str:
+    """Return a name no other process has, readable in `XINFO` and in logs."""
+    return f"{role}-{socket.gethostname()[:24]}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+def this_process(consumer: str, role: str, stages: tuple[str, ...], config: str) -> ProcessInfo:
+    """Return the registration of this process."""
+    return ProcessInfo(
+        consumer=consumer, role=role, stages=stages, pid=os.getpid(), host=socket.gethostname(), config=config
+    )
+
+
+class Registry:
+    """This process's registration, and its view of the others."""
+
+    def __init__(self, link: Link, clock: ServerClock, process: ProcessInfo) -> None:
+        self._link = link
+        self._clock = clock
+        self._process = process
+        self._started = anyio.current_time()
+        self._seen: dict[str, float] = {}
+        self._stage_seen: dict[str, float] = {}
+        self.live: set[str] = set()
+        self.workers: Counter[str] = Counter()
+
+    async def beat(self) -> None:
+        """Renew the registration and look who else is there. Raises TransportUnavailable."""
+        now, me = self._clock.now(), self._process.consumer
+        end = now + keyspace.UP_TTL_MS
+        registered = msgspec.structs.replace(self._process, started=self._process.started or now)
+        self._process = registered
+        fields = ("p", msgspec.msgpack.encode(registered), "m", metrics.snapshot())
+        *_, names = await self._link.call(
+            ("HSET", keyspace.up(me), *fields),
+            ("PEXPIRE", keyspace.up(me), keyspace.UP_TTL_MS),
+            ("ZADD", keyspace.CONSUMERS, end, me),
+            ("ZREMRANGEBYSCORE", keyspace.CONSUMERS, "-inf", now),
+            ("ZRANGE", keyspace.CONSUMERS, 0, -1, "WITHSCORES"),
+        )
+        await self._look(
+            {name.decode(): int(end) - keyspace.UP_TTL_MS for name, end in zip(*[iter(names)] * 2, strict=True)}
+        )
+
+    async def _look(self, beats: dict[str, int]) -> None:
+        """Read who is there; `beats` holds when each process last renewed its registration."""
+        at, now = anyio.current_time(), self._clock.now()
+        processes = await read_processes(self._link, list(beats))
+        last = {p.consumer: at - (now - beats[p.consumer]) / 1000 for p in processes}
+        alive = [p for p in processes if at - last[p.consumer] < GONE_AFTER]
+        self.live = {p.consumer for p in alive}
+        self.workers = Counter(stage for p in alive for stage in p.stages)
+        self._seen = {name: seen for name, seen in self._seen.items() if at - seen < 60} | last
+        for process in alive:
+            for stage in process.stages:
+                self._stage_seen[stage] = max(self._stage_seen.get(stage, 0.0), last[process.consumer])
+
+    def gone(self, consumer: str, since_ms: int) -> bool:
+        """Whether `consumer`, which was there at `since_ms` on the server's clock, has been missing for a while."""
+        if consumer in self.live:
+            return False
+        at = anyio.current_time()
+        silent = at - max(self._seen.get(consumer, self._started), self._started)
+        return min(silent, (self._clock.now() - since_ms) / 1000) > GONE_AFTER
+
+    def without_worker(self, stage: str) -> float:
+        """Return for how many seconds no process of `stage` has been seen; 0 when there is one."""
+        if self.workers[stage]:
+            return 0.0
+        return anyio.current_time() - self._stage_seen.get(stage, self._started)
+
+    async def leave(self) -> None:
+        """Take this process off the registry. Raises TransportUnavailable."""
+        me = self._process.consumer
+        await self._link.call(("UNLINK", keyspace.up(me)), ("ZREM", keyspace.CONSUMERS, me))
+
+
+async def read_processes(link: Link, names: list[str]) -> list[ProcessInfo]:
+    """Return the registrations of `names` that are still there. Raises TransportUnavailable."""
+    if not names:
+        return []
+    replies: list[Any] = await link.call(*(_field(name, "p") for name in names))
+    decode = msgspec.msgpack.Decoder(ProcessInfo).decode
+    return [decode(reply) for reply in replies if isinstance(reply, bytes)]
+
+
+async def read_metrics(link: Link) -> list[tuple[str, bytes]]:
+    """Return the last metrics snapshot of every live process. Raises TransportUnavailable."""
+    (names,) = await link.call(("ZRANGE", keyspace.CONSUMERS, 0, -1))
+    if not names:
+        return []
+    replies = await link.call(*(_field(name.decode(), "m") for name in names))
+    return [(name.decode(), reply) for name, reply in zip(names, replies, strict=True) if isinstance(reply, bytes)]
+
+
+def _field(consumer: str, field: str) -> Command:
+    return ("HGET", keyspace.up(consumer), field)

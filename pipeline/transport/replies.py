@@ -1,0 +1,226 @@
+"""The reply stream of an ingress process: one reader, and a waiter per job that never makes it wait."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import msgspec
+from redis.exceptions import ResponseError
+
+from pipeline import logs
+from pipeline.errors import Cancelled, DeadlineExceeded, PipelineError, TransportError, WorkerLost
+from pipeline.job import Frame, Job, Reply, decode_frames, decode_reply
+from pipeline.transport import keyspace
+from pipeline.transport.connection import LISTEN, Backoff, Command, Link
+
+if TYPE_CHECKING:
+    from pipeline.transport.bodies import Bodies
+
+BLOCK: Final = 0.5
+READ_COUNT: Final = 256
+YIELD_EVERY: Final = 256
+WAITER_BYTES: Final = 2**20
+"""Unread bytes of one client before its job is cancelled: it reads more slowly than it asked."""
+
+log = logs.logger("replies")
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The last word on a job: its reply and, unless it was an error or streamed, the body."""
+
+    reply: Reply
+    body: bytes
+
+
+class Waiter:
+    """One client's end of a job: frames in order, then the answer."""
+
+    __slots__ = (
+        "_arrived",
+        "_bodies",
+        "_cancel",
+        "_error",
+        "_items",
+        "_next",
+        "_run",
+        "_unread",
+        "deadline",
+        "entry",
+        "id",
+        "stages",
+    )
+
+    def __init__(self, job: Job, bodies: Bodies, cancel: Callable[[Waiter], None]) -> None:
+        self.id = job.id
+        self.deadline = job.deadline
+        self.stages = job.stages_left
+        self.entry = ""
+        """Id of the entry on its first stage's stream."""
+        self._bodies = bodies
+        self._cancel = cancel
+        self._items: deque[Frame | tuple[Reply, bytes, str]] = deque()
+        self._arrived: anyio.Event | None = None
+        self._error: PipelineError | None = None
+        self._run = ""
+        self._next = 0
+        self._unread = 0
+
+    async def next(self) -> Frame | Answer:
+        """
+        Return the next frame, or the answer, after which there is nothing.
+
+        Raises WorkerLost (a gap, or another run's answer after bytes went out), DeadlineExceeded, NoWorker,
+        Cancelled (after `cancel`) and TransportUnavailable (a large body could not be fetched).
+        """
+        while not self._items:
+            if self._error is not None:
+                raise self._error
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+        item = self._items.popleft()
+        if isinstance(item, Frame):
+            self._unread -= len(item.data)
+            return item
+        reply, body, reference = item
+        return Answer(reply, await self._take(reference) if reference else body)
+
+    async def _take(self, reference: str) -> bytes:
+        body = await self._bodies.take(reference)
+        if body is None:
+            raise DeadlineExceeded("the answer expired before it was read")
+        return body
+
+    def cancel(self) -> None:
+        """The client left: tell the workers, unless the answer is already here. Does not wait."""
+        self._cancel(self)
+
+    def fail(self, error: PipelineError) -> None:
+        """End the wait with an error, after what has arrived."""
+        if self._error is None:
+            self._error = error
+        if self._arrived is not None:
+            self._arrived.set()
+
+    def take_frame(self, frame: Frame) -> bool:
+        """Accept a frame of the run this waiter follows; False when its client is too slow."""
+        if not self._run:
+            self._run = frame.run
+        if frame.run != self._run or frame.seq < self._next:
+            return True  # another run of the same job, or a repeat after a lost connection
+        if frame.seq > self._next:
+            self.fail(WorkerLost("a part of the streamed answer was lost", hint="Send the request again."))
+            return True
+        self._next += 1
+        self._unread += len(frame.data)
+        self._put(frame)
+        return self._unread <= WAITER_BYTES
+
+    def take_reply(self, reply: Reply, body: bytes, reference: str) -> None:
+        """Accept the terminal; after bytes of one run, only that run's complete one counts as an answer."""
+        if self._run and (reply.run != self._run or reply.frames != self._next) and reply.error is None:
+            self.fail(WorkerLost("a worker died while it streamed the answer", hint="Send the request again."))
+        else:
+            self._put((reply, body, reference))
+
+    def _put(self, item: Frame | tuple[Reply, bytes, str]) -> None:
+        self._items.append(item)
+        if self._arrived is not None:
+            self._arrived.set()
+
+
+class Replies:
+    """Reads the reply stream and hands everything to its waiter."""
+
+    def __init__(self, link: Link, consumer: str, cancel: Callable[[Waiter], None]) -> None:
+        self._link = link
+        self._key = keyspace.replies(consumer)
+        self._cancel = cancel
+        self._last = "0-0"
+        self._untrimmed = 0
+        self.waiters: dict[str, Waiter] = {}
+        self.answered = 0
+
+    async def listen(self, link: Link) -> None:
+        """See that the stream exists and lives on. Raises TransportUnavailable."""
+        made = await link.run(LISTEN([self._key], keyspace.REPLIES_TTL_MS))
+        if made:
+            self._last = "0-0"  # a new stream; its ids may be lower than those of the one that was lost
+
+    async def run(self) -> None:
+        """Read for ever."""
+        backoff = Backoff()
+        while True:
+            try:
+                await self._read()
+                backoff.reset()
+            except TransportError as error:
+                log.warning("replies cannot be read", error=str(error))
+                await backoff.pause()
+                await self._listen_again(backoff)
+
+    async def _listen_again(self, backoff: Backoff) -> None:
+        """First thing after a reconnect: workers write frames only to a stream that is there."""
+        while True:
+            try:
+                await self.listen(self._link)
+            except TransportError:
+                await backoff.pause()
+            else:
+                return
+
+    async def _read(self) -> None:
+        trim: tuple[Command, ...] = ()
+        if self._untrimmed >= READ_COUNT:
+            trim = (("XTRIM", self._key, "MINID", self._last),)
+            self._untrimmed = 0
+        read: Command = ("XREAD", "COUNT", READ_COUNT, "BLOCK", int(BLOCK * 1000), "STREAMS", self._key, self._last)
+        *_, reply = await self._link.call(*trim, read, wait=BLOCK)
+        if isinstance(reply, ResponseError):
+            raise TransportError(f"the reply stream cannot be read: {reply}")
+        for entry, fields in reply[0][1] if reply else ():
+            self._last = entry.decode()
+            self._untrimmed += 1
+            await self._deliver(fields)
+
+    async def _deliver(self, fields: list[Any]) -> None:
+        values = dict(zip(fields[::2], fields[1::2], strict=False))
+        try:
+            if b"t" in values:
+                reply = decode_reply(values[b"t"])
+                self._settle(reply, values.get(b"b", b""), values.get(b"r", b"").decode())
+            elif b"f" in values:
+                for count, frame in enumerate(decode_frames(values[b"f"]), start=1):
+                    waiter = self.waiters.get(frame.id)
+                    if waiter is not None and not waiter.take_frame(frame):
+                        log.warning("client reads too slowly", job=frame.id)
+                        self._cancel(waiter)
+                    if count % YIELD_EVERY == 0:
+                        await anyio.lowlevel.checkpoint()
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            log.error("unreadable reply", error=str(error))
+
+    def _settle(self, reply: Reply, body: bytes, reference: str) -> None:
+        waiter = self.waiters.pop(reply.id, None)
+        self.answered += 1
+        if waiter is not None:
+            waiter.take_reply(reply, body, reference)
+
+    def expire(self, now: int) -> list[Waiter]:
+        """Fail the waiters whose deadline passed more than a second ago: no reply came. Returns them."""
+        late = [w for w in self.waiters.values() if w.deadline + 1000 < now]
+        for waiter in late:
+            del self.waiters[waiter.id]
+            waiter.fail(
+                DeadlineExceeded("no answer came before the deadline", hint="Raise `timeout` or the load is too high.")
+            )
+        return late
+
+    def drop(self, waiter: Waiter) -> bool:
+        """Stop waiting for a job; whether somebody still did."""
+        if self.waiters.pop(waiter.id, None) is None:
+            return False
+        waiter.fail(Cancelled("the client left"))
+        return True

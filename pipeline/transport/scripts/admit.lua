@@ -1,0 +1,32 @@
+#!lua
+-- Put a batch of jobs on their first stages' streams, once, and say how full every stage is.
+-- Not allow-oom: a full server refuses new work while its workers drain it.
+--
+-- KEYS  1 admitted:<ingress>, then pairs of stage stream and its byte counter
+-- ARGV  1 batch number, 2 lifetime of that number in ms, 3 count of jobs, then per job:
+--       index of its stream in the pairs (from 1), header, body, reference ('' without), bytes
+-- Returns entry ids ('' for a batch that was admitted before), then backlog and bytes of each pair.
+local batch, count = tonumber(ARGV[1]), tonumber(ARGV[3])
+local reply = {}
+local fresh = count > 0 and batch > tonumber(redis.call('GET', KEYS[1]) or '0')
+if fresh then
+  redis.call('SET', KEYS[1], batch, 'PX', ARGV[2])
+end
+for job = 0, count - 1 do
+  local at = 4 + job * 5
+  if fresh then
+    local pair = tonumber(ARGV[at]) * 2
+    local body = ARGV[at + 3] == '' and {'b', ARGV[at + 2]} or {'r', ARGV[at + 3]}
+    reply[#reply + 1] = redis.call('XADD', KEYS[pair], '*', 'h', ARGV[at + 1], 's', ARGV[at + 4], body[1], body[2])
+    redis.call('INCRBY', KEYS[pair + 1], ARGV[at + 4])
+  else
+    reply[#reply + 1] = ''
+  end
+end
+for pair = 2, #KEYS, 2 do
+  local pending = redis.pcall('XPENDING', KEYS[pair], 'workers')
+  local held = pending.err and 0 or pending[1]
+  reply[#reply + 1] = redis.call('XLEN', KEYS[pair]) - held
+  reply[#reply + 1] = tonumber(redis.call('GET', KEYS[pair + 1]) or '0')
+end
+return reply

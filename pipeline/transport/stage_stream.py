@@ -1,0 +1,275 @@
+"""A stage's streams as one consumer reads them: fetch, claim, renew, release."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import anyio
+import msgspec
+from redis.exceptions import ResponseError
+
+from pipeline import logs, metrics
+from pipeline.errors import TransportError, TransportUnavailable
+from pipeline.job import BATCH, LIVE, Job, decode_job
+from pipeline.settings import TransportSettings
+from pipeline.transport import keyspace
+from pipeline.transport.clock import ServerClock
+from pipeline.transport.connection import CLAIM, MOVE, RELEASE, RENEW, RETIRE, Backoff, Command, Link
+from pipeline.transport.delivery import End, HeldDelivery, Source
+from pipeline.transport.writer import Writer
+
+BLOCK: Final = 0.5
+"""Seconds a read waits for entries; short, because a read is never cancelled."""
+
+CLAIM_EVERY: Final = 1.0
+RENEW_CHUNK: Final = 128
+"""5,000 ids in one script would hold the server for 16 ms."""
+
+CLAIM_SCANS: Final = 20
+UNREADABLE: Final = Job(id="", operation="", stages_left=(), deadline=0)
+"""Stands for the job of an entry that does not decode."""
+
+LANES: Final = (LIVE, BATCH)
+
+log = logs.logger("stage_stream")
+
+
+class StageStream:
+    """
+    One stage's lanes, read as one consumer of their group.
+
+    What it fetched is held, with a lease, until the runner forgets it. Redis trouble never comes out of `fetch`.
+    """
+
+    def __init__(
+        self, stage: str, max_deliveries: int, slots: int, *, writer: Writer, clock: ServerClock, links: StageLinks
+    ) -> None:
+        self.stage = stage
+        self._caps = suspect_caps(max_deliveries, slots)
+        self._batch_cap = max(1, slots - max(1, math.ceil(slots * links.settings.batch_reserve)))
+        self._writer = writer
+        self._clock = clock
+        self._links = links
+        self._held: dict[tuple[str, str], HeldDelivery] = {}
+        self._claim_at = 0.0
+        self._cursors = dict.fromkeys(LANES, "0-0")
+        self._read_failed = False
+        self._live_was_full = False
+        self._backoff = Backoff()
+
+    @property
+    def held(self) -> Sequence[HeldDelivery]:
+        """Deliveries this process holds."""
+        return tuple(self._held.values())
+
+    def forget(self, delivery: HeldDelivery) -> None:
+        """Let go of a delivery that was handed to the writer, released or lost."""
+        self._held.pop((delivery.source.lane, delivery.source.entry), None)
+
+    def cancel(self, job_id: str) -> bool:
+        """Cancel the work on a job, if it is here."""
+        for delivery in self._held.values():
+            if delivery.job.id == job_id:
+                delivery.stop(End.CANCELLED)
+                return True
+        return False
+
+    async def fetch(self, room: int) -> list[HeldDelivery]:
+        """Return up to `room` deliveries, within about half a second; none when there are none or Redis is away."""
+        try:
+            entries = await self._next(room)
+        except TransportError as error:
+            if not self._read_failed:
+                log.warning("fetch failed", stage=self.stage, error=str(error))
+            self._read_failed = True  # what the lost reply held is pending, in our name
+            await self._backoff.pause()
+            return []
+        self._backoff.reset()
+        return [self._hold(*entry) for entry in entries]
+
+    async def _next(self, room: int) -> list[tuple[str, str, list[Any], int]]:
+        if self._read_failed:
+            entries = await self._history(room)
+            self._read_failed = False
+            if entries:
+                return entries
+        if anyio.current_time() >= self._claim_at:
+            entries = await self._claim(room)
+            if entries:
+                return entries
+        return await self._read(room)
+
+    async def _read(self, room: int) -> list[tuple[str, str, list[Any], int]]:
+        batch_room = self._batch_cap - sum(1 for lane, _ in self._held if lane == BATCH)
+        lanes = LANES[:1] if self._live_was_full or batch_room < 1 or room < 2 else LANES
+        count = room if len(lanes) == 1 else max(1, min(room // 2, batch_room))
+        streams = [keyspace.jobs(self.stage, lane) for lane in lanes]
+        command = ("XREADGROUP", "GROUP", keyspace.GROUP, self._links.consumer, "COUNT", count)
+        (reply,) = await self._links.read.call(
+            (*command, "BLOCK", int(BLOCK * 1000), "STREAMS", *streams, *(">" for _ in lanes)), wait=BLOCK
+        )
+        if isinstance(reply, ResponseError):
+            if not str(reply).startswith("NOGROUP"):
+                raise TransportUnavailable(f"XREADGROUP was refused: {reply}")
+            await self.prepare()
+            return []
+        found = dict(zip(streams, lanes, strict=True))
+        entries = [
+            (found[stream.decode()], entry.decode(), fields, 1)
+            for stream, batch in reply or ()
+            for entry, fields in batch
+        ]
+        self._live_was_full = sum(1 for lane, *_ in entries if lane == LIVE) >= count
+        return entries
+
+    async def _claim(self, room: int) -> list[tuple[str, str, list[Any], int]]:
+        """Take over what dead consumers left; our own leases are renewed first, so that none of them looks dead."""
+        await self.renew()
+        claimed: list[tuple[str, str, list[Any], int]] = []
+        lease = int(self._links.settings.lease * 1000)
+        for lane in LANES:
+            numbers = Counter(d.number for d in self._held.values())
+            rooms = (max(0, cap - numbers[number]) for number, cap in self._caps.items())
+            stream, cursor = keyspace.jobs(self.stage, lane), self._cursors[lane]
+            most = room - len(claimed)
+            if most < 1:
+                break
+            next_cursor, *entries = await self._links.read.run(
+                CLAIM([stream], self._links.consumer, lease, most, cursor, CLAIM_SCANS, *rooms)
+            )
+            self._cursors[lane] = next_cursor.decode()
+            claimed += [
+                (lane, entry.decode(), fields, int(number))
+                for entry, fields, number in entries
+                if (lane, entry.decode()) not in self._held
+            ]
+        if all(cursor == "0-0" for cursor in self._cursors.values()):
+            self._claim_at = anyio.current_time() + CLAIM_EVERY * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load
+        for lane, entry, _, number in claimed:
+            metrics.CLAIMS[self.stage,].inc()
+            log.warning("claimed", stage=self.stage, lane=lane, entry=entry, number=number)
+        return claimed
+
+    async def _history(self, room: int) -> list[tuple[str, str, list[Any], int]]:
+        """Return what is pending in our name but not held: a reply that was lost on its way here."""
+        entries: list[tuple[str, str, list[Any], int]] = []
+        for lane in LANES:
+            stream = keyspace.jobs(self.stage, lane)
+            (pending,) = await self._links.read.call(
+                ("XPENDING", stream, keyspace.GROUP, "-", "+", room + len(self._held), self._links.consumer)
+            )
+            if isinstance(pending, ResponseError):  # the group is gone; the read makes it again
+                continue
+            for entry, _, _, number in pending:
+                if (lane, entry.decode()) in self._held or len(entries) >= room:
+                    continue
+                found = await self._links.read.run(("XRANGE", stream, entry, entry))
+                if found:
+                    entries.append((lane, entry.decode(), found[0][1], int(number)))
+        return entries
+
+    def _hold(self, lane: str, entry: str, fields: list[Any], number: int) -> HeldDelivery:
+        values = dict(zip(fields[::2], fields[1::2], strict=False))
+        body = values.get(b"b", b"")
+        reference = values.get(b"r", b"").decode()
+        size = values.get(b"s", b"")
+        source = Source(self.stage, lane, entry, int(size) if size.isdigit() else len(body), reference)
+        try:
+            job = decode_job(values[b"h"])
+        except (KeyError, msgspec.DecodeError, RecursionError):
+            job = UNREADABLE
+        delivery = HeldDelivery(job, body, number, source, self._clock, self._writer)
+        self._held[lane, entry] = delivery
+        return delivery
+
+    async def prepare(self) -> None:
+        """Make the groups, from the beginning of their streams. Raises TransportUnavailable."""
+        await self._links.read.call(
+            *(("XGROUP", "CREATE", keyspace.jobs(self.stage, lane), keyspace.GROUP, "0", "MKSTREAM") for lane in LANES)
+        )  # BUSYGROUP answers stand in their place: it is there
+
+    async def renew(self) -> None:
+        """Renew the lease of everything held; what is not ours any more is cancelled. Raises TransportUnavailable."""
+        by_lane: dict[str, list[HeldDelivery]] = {}
+        for delivery in self._held.values():
+            by_lane.setdefault(delivery.source.lane, []).append(delivery)
+        for lane, deliveries in by_lane.items():
+            for chunk in _chunks(deliveries, RENEW_CHUNK):
+                entries = [d.source.entry for d in chunk]
+                command = RENEW([keyspace.jobs(self.stage, lane)], self._links.consumer, *entries)
+                lost = {entry.decode() for entry in await self._links.upkeep.run(command)}
+                for delivery in chunk:
+                    # Settled in the meantime: the entry is gone because we are done with it.
+                    if delivery.source.entry in lost and (lane, delivery.source.entry) in self._held:
+                        log.warning("lease lost", stage=self.stage, job=delivery.job.id)
+                        delivery.stop(End.LOST)
+
+    async def release(self, deliveries: Iterable[HeldDelivery]) -> None:
+        """Hand deliveries back unrun: another consumer may claim them at once. Raises TransportUnavailable."""
+        idle = int(self._links.settings.lease * 1000) * 10
+        for delivery in deliveries:
+            stream = keyspace.jobs(self.stage, delivery.source.lane)
+            await self._links.upkeep.run(
+                RELEASE([stream], self._links.consumer, idle, delivery.source.entry, delivery.number)
+            )
+            self.forget(delivery)
+
+    def move_due(self) -> tuple[Command, ...]:
+        """Return the commands that put delayed jobs back on their streams."""
+        return tuple(
+            MOVE(
+                [
+                    keyspace.delayed(self.stage, lane),
+                    keyspace.jobs(self.stage, lane),
+                    keyspace.held_bytes(self.stage, lane),
+                ],
+                128,
+            )
+            for lane in LANES
+        )
+
+    async def retire(self, live: set[str]) -> None:
+        """Remove consumers that are neither alive nor hold anything. Raises TransportUnavailable."""
+        for lane in LANES:
+            stream = keyspace.jobs(self.stage, lane)
+            (found,) = await self._links.upkeep.call(("XINFO", "CONSUMERS", stream, keyspace.GROUP))
+            if isinstance(found, ResponseError):
+                continue
+            names = [dict(zip(c[::2], c[1::2], strict=True))[b"name"].decode() for c in found]
+            if gone := [name for name in names if name not in live and name != self._links.consumer]:
+                await self._links.upkeep.run(RETIRE([stream], *gone))
+
+    async def resign(self) -> None:
+        """Take this consumer off its groups, unless it still holds something. Raises TransportUnavailable."""
+        for lane in LANES:
+            await self._links.upkeep.run(RETIRE([keyspace.jobs(self.stage, lane)], self._links.consumer))
+
+
+class StageLinks(msgspec.Struct, frozen=True):
+    """What a stage stream talks through."""
+
+    read: Link
+    upkeep: Link
+    consumer: str
+    settings: TransportSettings
+
+
+def suspect_caps(max_deliveries: int, slots: int) -> dict[int, int]:
+    """
+    Return how many deliveries of each number from 2 on may run in one process at a time.
+
+    A job that comes back may be the one that killed its process. The circle of suspects narrows geometrically, down to
+    one on the last delivery, so a poison job dies alone and its neighbours are answered.
+    """
+    return {
+        number: max(1, round(slots ** ((max_deliveries - number) / (max_deliveries - 1))))
+        for number in range(2, max_deliveries + 1)
+    }
+
+
+def _chunks(items: list[HeldDelivery], size: int) -> Iterable[list[HeldDelivery]]:
+    return (items[i : i + size] for i in range(0, len(items), size))

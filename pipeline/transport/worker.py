@@ -1,0 +1,144 @@
+"""The worker process's side of the transport: its writer, its upkeep, and the stage streams it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import anyio
+from anyio.abc import TaskGroup
+
+from pipeline import logs
+from pipeline.errors import TransportError
+from pipeline.job import BATCH, Job
+from pipeline.settings import Settings
+from pipeline.stage import StageSpec
+from pipeline.transport import keyspace
+from pipeline.transport.bodies import Bodies
+from pipeline.transport.cancels import Cancels
+from pipeline.transport.clock import ServerClock
+from pipeline.transport.connection import Backoff, Link
+from pipeline.transport.registry import BEAT, Registry, consumer_name, this_process
+from pipeline.transport.stage_stream import StageLinks, StageStream
+from pipeline.transport.writer import Writer
+
+MOVE_EVERY: Final = 0.25
+RETIRE_EVERY: Final = 30.0
+
+log = logs.logger("transport")
+
+
+class WorkerTransport:
+    """What the stages of one process share: one consumer name, one ordered writer, one view of the fleet."""
+
+    def __init__(self, settings: Settings, url: str, stages: Sequence[str]) -> None:
+        self.consumer = consumer_name("-".join(stages))
+        self._settings = settings
+        self._links = {name: Link(url, f"{self.consumer}-{name}") for name in ("write", "upkeep", "cancels", "bodies")}
+        self._url = url
+        self._clock = ServerClock()
+        self.writer = Writer(self._links["write"], self.consumer, self._clock)
+        self.bodies = Bodies(self._links["bodies"])
+        self._cancels = Cancels(self._links["cancels"], self._clock, settings.ingress.max_request_timeout)
+        process = this_process(self.consumer, "worker", tuple(stages), settings.digest)
+        self._registry = Registry(self._links["upkeep"], self._clock, process)
+        self._streams: list[StageStream] = []
+        self._reads: list[Link] = []
+
+    @property
+    def keep_dead_bodies(self) -> bool:
+        """Whether dead letters keep their bodies."""
+        return self._settings.transport.dead_letter_bodies
+
+    def stage_stream(self, spec: StageSpec, slots: int) -> StageStream:
+        """Return the stream of a stage, with a connection of its own for its blocking reads."""
+        read = Link(self._url, f"{self.consumer}-read")
+        links = StageLinks(read, self._links["upkeep"], self.consumer, self._settings.transport)
+        stream = StageStream(spec.name, spec.max_deliveries, slots, writer=self.writer, clock=self._clock, links=links)
+        self._streams.append(stream)
+        self._reads.append(read)
+        return stream
+
+    def unwanted(self, job: Job) -> bool:
+        """Whether nobody waits for the job: it was cancelled, or the ingress process that asked is gone."""
+        if job.id in self._cancels:
+            return True
+        return bool(job.reply_to) and job.lane != BATCH and self._registry.gone(job.reply_to, job.admitted)
+
+    async def has_streamed(self, job_id: str) -> bool:
+        """Whether an earlier run of the job sent bytes to its client; asks until Redis answers."""
+        backoff = Backoff()
+        while True:  # bounded by the deadline of the delivery that asks
+            try:
+                return bool(await self._links["bodies"].run(("EXISTS", keyspace.streamed(job_id))))
+            except TransportError:
+                await backoff.pause()
+
+    async def start(self, support: TaskGroup, stopped: anyio.Event) -> None:
+        """Start the upkeep in `support`, and return when Redis is there and old cancellations are known."""
+        backoff = Backoff()
+        while not stopped.is_set():
+            try:
+                await self._clock.refresh(self._links["upkeep"])
+                await self._cancels.replay()
+                await self._registry.beat()
+                break
+            except TransportError as error:
+                log.warning("waiting for redis", error=str(error))
+                await backoff.pause()
+        for task in (self.writer.run, self._keep_leases, self._keep_moving, self._keep_house):
+            support.start_soon(task)
+        support.start_soon(self._cancels.follow, self._cancel)
+
+    def _cancel(self, job_id: str) -> None:
+        for stream in self._streams:
+            if stream.cancel(job_id):
+                return
+
+    async def _keep_leases(self) -> None:
+        """Renew leases and the registration three times a lease; nothing else shares this loop's time."""
+        while True:
+            await anyio.sleep(min(BEAT, self._settings.transport.lease / 3))
+            try:
+                for stream in self._streams:
+                    await stream.renew()
+                await self._clock.refresh(self._links["upkeep"])
+                await self._registry.beat()
+            except TransportError as error:
+                log.warning("leases not renewed", error=str(error))
+
+    async def _keep_moving(self) -> None:
+        """Move due jobs from the delayed sets to their streams."""
+        backoff = Backoff()
+        while True:
+            await anyio.sleep(MOVE_EVERY)
+            try:
+                for stream in self._streams:
+                    await self._links["upkeep"].call(*stream.move_due())
+                backoff.reset()
+            except TransportError:
+                await backoff.pause()
+
+    async def _keep_house(self) -> None:
+        """Forget old cancellations and remove consumers that are gone."""
+        while True:
+            await anyio.sleep(RETIRE_EVERY)
+            self._cancels.purge()
+            try:
+                for stream in self._streams:
+                    await stream.retire(self._registry.live)
+            except TransportError:
+                continue  # next time
+
+    async def finish(self) -> None:
+        """Write what is left, take this process off the registry and off its groups, and close."""
+        self.writer.finish()
+        await self.writer.finished.wait()
+        try:
+            await self._registry.leave()
+            for stream in self._streams:
+                await stream.resign()
+        except TransportError:
+            log.info("left without a word; the registration expires by itself")
+        for link in (*self._links.values(), *self._reads):
+            await link.close()

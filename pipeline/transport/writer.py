@@ -1,0 +1,183 @@
+"""The one ordered writer of a worker process: frames and settlements go out in groups, in the order they came."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+import anyio
+
+from pipeline import logs, metrics
+from pipeline.errors import TransportError
+from pipeline.job import Frame
+from pipeline.stage import Done, Fail
+from pipeline.transport import keyspace
+from pipeline.transport.clock import ServerClock
+from pipeline.transport.connection import WRITE, Backoff, Link
+from pipeline.transport.delivery import End, HeldDelivery
+from pipeline.transport.writes import Dead, Effect, Group
+
+GROUP_WRITES: Final = 128
+"""Most settlements in one script call: at 7 µs each they hold the server for less than a millisecond."""
+
+GROUP_BYTES: Final = 256 * 1024
+FRAME_PACE: Final = 0.01
+"""Seconds between calls that carry nothing but frames; a first frame or a settlement waits for no timer."""
+
+FRAME_BYTES: Final = 64 * 1024
+CONGESTED_BYTES: Final = 8 * 2**20
+
+log = logs.logger("writer")
+
+
+class Writer:
+    """
+    Takes outcomes and frames from any task at once and writes them from one.
+
+    A group that a lost connection may have applied is sent again: settlements are fenced by their owner and the
+    ingress drops frames it has seen, so nothing happens twice.
+    """
+
+    def __init__(self, link: Link, consumer: str, clock: ServerClock) -> None:
+        self._link = link
+        self._consumer = consumer
+        self._clock = clock
+        self._settlements: deque[tuple[HeldDelivery, Effect]] = deque()
+        self._firsts: deque[tuple[HeldDelivery, Frame]] = deque()
+        self._frames: dict[str, list[tuple[HeldDelivery, Frame]]] = {}
+        self._frame_bytes = 0
+        self._wake = anyio.Event()
+        self._urgent = anyio.Event()
+        self._relief = anyio.Event()
+        self._closing = False
+        self.finished = anyio.Event()
+        """Set once everything was written after `finish`."""
+
+    def settle(self, delivery: HeldDelivery, effect: Effect) -> None:
+        """Write the outcome of a delivery and acknowledge it, in one step, soon."""
+        self._settlements.append((delivery, effect))
+        self._wake_up(urgent=True)
+
+    def frame(self, delivery: HeldDelivery, frame: Frame) -> None:
+        """Write a frame after all earlier ones of its run."""
+        self._frame_bytes += len(frame.data)
+        if frame.seq == 0:
+            self._firsts.append((delivery, frame))
+        else:
+            self._frames.setdefault(delivery.job.reply_to, []).append((delivery, frame))
+        self._wake_up(urgent=frame.seq == 0 or self._frame_bytes > FRAME_BYTES)
+
+    @property
+    def congested(self) -> bool:
+        """Whether more bytes are unsent than a stage should add to."""
+        return self._frame_bytes > CONGESTED_BYTES
+
+    async def relieved(self) -> None:
+        """Wait until there is room for frames again."""
+        while self.congested:
+            await self._relief.wait()
+
+    def _wake_up(self, *, urgent: bool) -> None:
+        self._wake.set()
+        if urgent:
+            self._urgent.set()
+
+    def finish(self) -> None:
+        """Let `run` end once everything is written."""
+        self._closing = True
+        self._wake_up(urgent=True)
+
+    async def run(self) -> None:
+        """Write until `finish` was called and nothing is left."""
+        last_frames = 0.0
+        while True:
+            if not self._waiting():
+                if self._closing:
+                    self.finished.set()
+                    return
+                self._wake = anyio.Event()
+                await self._wake.wait()
+            if not self._urgent.is_set():
+                with anyio.move_on_at(last_frames + FRAME_PACE):
+                    await self._urgent.wait()
+            self._urgent = anyio.Event()
+            last_frames = anyio.current_time()
+            await self._write()
+
+    def _waiting(self) -> bool:
+        return bool(self._settlements or self._firsts or self._frames)
+
+    async def _write(self) -> None:
+        firsts, self._firsts = self._firsts, deque()
+        frames, self._frames = self._frames, {}
+        self._frame_bytes = 0
+        self._relief.set()
+        self._relief = anyio.Event()
+        now = self._clock.now()
+        group = Group(self._consumer)
+        for delivery, frame in firsts:
+            group.first_frame(delivery, frame, delivery.job.deadline - now)
+        for reply_to, sent in frames.items():
+            group.frames(reply_to, [frame for _, frame in sent])
+        settled: list[tuple[HeldDelivery, Effect]] = []
+        while self._settlements and len(settled) < GROUP_WRITES and group.size < GROUP_BYTES:
+            settled.append(self._settlements.popleft())
+            group.settle(*settled[-1], now)
+        if self._settlements:
+            self._urgent.set()
+        answers, resent = await self._send(group)
+        marks = iter(answers)
+        for delivery, _ in firsts:
+            _heard([delivery], next(marks))
+        for sent in frames.values():
+            _heard([delivery for delivery, _ in sent], next(marks))
+        lost = [(d, e) for d, e in settled if _settled(d, e, next(marks), resent=resent) == -1]
+        if lost:
+            await self._reply_without_group(lost)
+
+    async def _send(self, group: Group) -> tuple[list[int], bool]:
+        """Send until it is applied; returns one number per write, and whether an earlier try may have been applied."""
+        backoff, resent = Backoff(), False
+        command = WRITE(list(group.keys), group.consumer, *group.arguments)
+        while True:
+            try:
+                *_, answers = await self._link.call(*group.bodies, command)
+            except TransportError:
+                resent = True
+                await backoff.pause()
+                continue
+            if isinstance(answers, Exception):
+                # The script itself failed, so what it had not reached stays with its leases and is delivered again.
+                log.error("write failed", error=str(answers))
+                return [0] * (len(group.arguments)), True
+            return answers, resent
+
+    async def _reply_without_group(self, lost: list[tuple[HeldDelivery, Effect]]) -> None:
+        """The stream or its group is gone (a flush): make the group again and still answer who waits."""
+        again = Group(self._consumer)
+        for delivery, effect in lost:
+            if isinstance(effect, Done | Fail | Dead):
+                again.unfenced_reply(delivery, effect, self._clock.now())
+        streams = {keyspace.jobs(d.source.stage, d.source.lane) for d, _ in lost}
+        try:
+            await self._link.call(*(("XGROUP", "CREATE", s, keyspace.GROUP, "0", "MKSTREAM") for s in streams))
+        except TransportError:
+            return  # the fetch makes the group as well
+        if again.arguments:
+            await self._send(again)
+
+
+def _heard(deliveries: list[HeldDelivery], answer: int) -> None:
+    """End the runs whose frames went nowhere."""
+    if answer != 1:
+        for delivery in deliveries:
+            delivery.stop(End.CANCELLED if answer == -2 else End.LOST)
+
+
+def _settled(delivery: HeldDelivery, effect: Effect, answer: int, *, resent: bool) -> int:
+    if answer == 1:
+        metrics.JOBS[delivery.source.stage, delivery.source.lane, type(effect).__name__.lower()].inc()
+    elif answer == 0 and not resent:
+        metrics.STALE_SETTLES[delivery.source.stage,].inc()
+        log.warning("stale settle", job=delivery.job.id, stage=delivery.source.stage, number=delivery.number)
+    return answer

@@ -1,0 +1,196 @@
+"""The writes of a worker process as `write.lua` reads them: pure functions from outcomes to arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, assert_never
+
+import msgspec
+
+from pipeline.errors import PipelineError
+from pipeline.job import ErrorFields, Facts, Frame, Job, Reply, encode
+from pipeline.stage import Defer, Done, Fail, Forward, Outcome
+from pipeline.transport import keyspace
+from pipeline.transport.connection import Command
+from pipeline.transport.delivery import HeldDelivery
+
+INLINE: Final = 64 * 1024
+"""Bodies up to this many bytes travel in the entry; larger ones beside it, by reference."""
+
+Argument = str | bytes | int
+
+
+class Dead(msgspec.Struct, frozen=True):
+    """The job becomes a dead letter, and its client gets `error`."""
+
+    error: PipelineError
+    reason: str
+    keep_body: bool = False
+
+
+class Drop(msgspec.Struct, frozen=True):
+    """The job ends without a word: nobody waits for it any more."""
+
+
+Effect = Outcome | Dead | Drop
+
+
+class Keys(dict[str, int]):
+    """The keys of one script call; looking a key up gives its index, from 1."""
+
+    def __missing__(self, key: str) -> int:
+        index = self[key] = len(self) + 1
+        return index
+
+
+class Group:
+    """Writes that go out in one script call, with the bodies that must be there before it."""
+
+    def __init__(self, consumer: str) -> None:
+        self.consumer = consumer
+        self.keys = Keys()
+        self.arguments: list[Argument] = []
+        self.bodies: list[Command] = []
+        self.size = 0
+
+    def first_frame(self, delivery: HeldDelivery, frame: Frame, ttl_ms: int) -> None:
+        """Add the frame that starts a run, fenced by the ownership of its delivery."""
+        job, source, data = delivery.job, delivery.source, encode([frame])
+        self._add(
+            "O",
+            self.keys[keyspace.jobs(source.stage, source.lane)],
+            source.entry,
+            self.keys[keyspace.streamed(job.id)],
+            max(1, ttl_ms),
+            self.keys[keyspace.replies(job.reply_to)],
+            data,
+        )
+
+    def frames(self, reply_to: str, frames: Sequence[Frame]) -> None:
+        """Add frames for one ingress process as one entry."""
+        self._add("F", self.keys[keyspace.replies(reply_to)], encode(frames))
+
+    def settle(self, delivery: HeldDelivery, effect: Effect, now: int) -> None:
+        """Add the settlement of a delivery. `now` is the server's time in ms."""
+        source = delivery.source
+        stream = keyspace.jobs(source.stage, source.lane)
+        self._add(
+            "S",
+            self.keys[stream],
+            self.keys[keyspace.held_bytes(source.stage, source.lane)],
+            source.entry,
+            source.size,
+            self.keys[source.reference] if source.reference else 0,
+            *self._effect(delivery, effect, now),
+        )
+
+    def unfenced_reply(self, delivery: HeldDelivery, effect: Effect, now: int) -> None:
+        """Add only the reply of `effect`, for a delivery whose group was lost: its client takes the first terminal."""
+        arguments = self._reply(delivery, effect, now)
+        if arguments[0]:
+            self._add("U", *arguments)
+
+    def _add(self, *arguments: Argument) -> None:
+        self.arguments += arguments
+        self.size += sum(len(a) for a in arguments if isinstance(a, bytes))
+
+    def _effect(self, delivery: HeldDelivery, effect: Effect, now: int) -> tuple[Argument, ...]:
+        match effect:
+            case Drop():
+                return ("N",)
+            case Done() | Fail():
+                reply = self._reply(delivery, effect, now)
+                return ("R", *reply) if reply[0] else ("N",)
+            case Forward(job, body):
+                return ("W", *self._forward(delivery, job, body, now))
+            case Defer(seconds, job):
+                source = delivery.source
+                delayed = self.keys[keyspace.delayed(source.stage, source.lane)]
+                return ("Z", delayed, now + int(seconds * 1000), self._delayed_member(delivery, job, now))
+            case Dead():
+                fields = dead_letter(delivery, effect, self.consumer, now)
+                head = (self.keys[keyspace.DEAD], keyspace.DEAD_LIMIT, len(fields), *fields)
+                return ("D", *head, *self._reply(delivery, effect, now))
+            case _:
+                assert_never(effect)
+
+    def _forward(self, delivery: HeldDelivery, job: Job, body: bytes, now: int) -> tuple[Argument, ...]:
+        stages = job.stages_left[1:]
+        header = encode(msgspec.structs.replace(job, stages_left=stages, since=now))
+        stage, lane = stages[0], job.lane
+        number = int(delivery.source.reference.rpartition(":")[2]) + 1 if delivery.source.reference else 1
+        kind, value = self._body(keyspace.body(job.id, number), body, job.deadline - now)
+        stream, counter = self.keys[keyspace.jobs(stage, lane)], self.keys[keyspace.held_bytes(stage, lane)]
+        return stream, counter, header, kind, value, len(body)
+
+    def _delayed_member(self, delivery: HeldDelivery, job: Job, now: int) -> bytes:
+        header = encode(msgspec.structs.replace(job, since=now))
+        source = delivery.source
+        # A referenced body is unlinked with the settlement, so a deferred one is written again under a new name.
+        number = int(source.reference.rpartition(":")[2]) + 1 if source.reference else 0
+        kind, value = self._body(keyspace.body(job.id, number), delivery.body, job.deadline - now)
+        raw = value.encode() if isinstance(value, str) else value
+        return b"%08d%b%b%010d%b" % (len(header), header, kind.encode(), source.size, raw)
+
+    def _reply(self, delivery: HeldDelivery, effect: Effect, now: int) -> tuple[Argument, ...]:
+        """Return reply stream (0 without one), its lifetime, header, kind of body and body."""
+        job = delivery.job
+        if not job.reply_to:
+            return 0, 0, b"", "b", b""
+        reply, body = terminal(delivery, effect)
+        kind, value = self._body(keyspace.body(job.id, 10_000), body, job.deadline - now)
+        return self.keys[keyspace.replies(job.reply_to)], keyspace.REPLIES_TTL_MS, encode(reply), kind, value
+
+    def _body(self, key: str, body: bytes, remaining_ms: int) -> tuple[str, bytes | str]:
+        if len(body) <= INLINE:
+            return "b", body
+        self.bodies.append(("SET", key, body, "PX", max(0, remaining_ms) + keyspace.BODY_EXTRA_MS))
+        return "r", key
+
+
+def terminal(delivery: HeldDelivery, effect: Effect) -> tuple[Reply, bytes]:
+    """Return the reply that `effect` means for the delivery's client, and its body."""
+    job = delivery.job
+    error: ErrorFields | None = None
+    body, status, content_type, facts = b"", 200, "application/json", job.facts
+    match effect:
+        case Done():
+            body, status, content_type, facts = effect.body, effect.status, effect.content_type, effect.facts
+        case Fail(failure, told):
+            error = failure.fields(delivery.source.stage)
+            facts = told if told != Facts() else facts
+        case Dead(failure):
+            error = failure.fields(delivery.source.stage)
+        case _:
+            raise AssertionError(f"{type(effect).__name__} is not a reply")
+    reply = Reply(
+        id=job.id,
+        run=delivery.run,
+        status=error.status if error else status,
+        content_type=content_type,
+        frames=delivery.frames,
+        error=error,
+        facts=facts,
+    )
+    return reply, body
+
+
+def dead_letter(delivery: HeldDelivery, dead: Dead, consumer: str, now: int) -> tuple[Argument, ...]:
+    """Return the fields of a dead letter: facts only, the body not unless it was asked for."""
+    job = delivery.job
+    facts: dict[str, Argument] = {
+        "job": job.id,
+        "stage": delivery.source.stage,
+        "reason": dead.reason,
+        "deliveries": delivery.number,
+        "consumer": consumer,
+        "at": now,
+        "model": job.model,
+        "tenant": job.tenant,
+        "operation": job.operation,
+        "prompt": job.prompt.id if job.prompt else "",
+        "hint": dead.error.hint,
+    }
+    if dead.keep_body and len(delivery.body) <= keyspace.DEAD_BODY_LIMIT:
+        facts["body"] = delivery.body
+    return tuple(argument for pair in facts.items() for argument in pair)

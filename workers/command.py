@@ -1,0 +1,76 @@
+"""The `promptmill worker` command: run stages in this process until told to stop."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import anyio
+import click
+
+import workers.stages
+from pipeline import logs, plugins, startup
+from pipeline.errors import ConfigurationError
+from pipeline.runner import Stop, run_stages
+from pipeline.settings import Settings
+from pipeline.stage import StageSpec
+
+RESTART_STATUS = 75
+"""Exit status of a worker that asked for its own restart (EX_TEMPFAIL): a supervisor starts it again."""
+
+
+@click.command(short_help="Run one or more stages in this process.")
+@click.argument("stages", nargs=-1, required=True, metavar="STAGE...")
+@click.option("--config", "-c", metavar="FILE", help="The configuration; PROMPTMILL_CONFIG names it as well.")
+@click.option(
+    "--data-dir", metavar="DIR", help="Where promptmill keeps its files; default: .promptmill beside the configuration."
+)
+@click.option("--debug", "--detailed_debug", "debug", is_flag=True, help="Log every delivery; never bodies or keys.")
+def worker(stages: tuple[str, ...], config: str | None, data_dir: str | None, debug: bool) -> None:
+    """
+    Run STAGE (resolve, dispatch) as one consumer of its stream. Start more of it to scale.
+
+    \b
+    Exit status: 0 stopped by SIGTERM or SIGINT after draining, 2 wrong usage or configuration,
+    75 the worker asked to be restarted (a prompt manager blocks half of its slots).
+    """
+    logs.configure(debug=debug)
+    settings = startup.load_settings(config, data_dir)
+    try:
+        specs = [load_stage(name) for name in dict.fromkeys(stages)]
+        reason = anyio.run(
+            _serve,
+            specs,
+            settings,
+            startup.redis_url(settings),
+            backend="asyncio",
+            backend_options={"use_uvloop": True},
+        )
+    except ConfigurationError as error:
+        startup.refuse(error)
+    if reason:
+        raise SystemExit(RESTART_STATUS)
+
+
+def load_stage(name: str) -> StageSpec:
+    """Return the stage of that name. Raises ConfigurationError when there is none."""
+    try:
+        spec: StageSpec = plugins.load(workers.stages, name, "stage")
+    except LookupError as error:
+        raise ConfigurationError(f"there is no stage {name!r}", hint=str(error)) from error
+    return spec
+
+
+async def _serve(specs: list[StageSpec], settings: Settings, url: str) -> str:
+    stop = Stop()
+
+    async def heed(signals: Any) -> None:
+        async for _ in signals:
+            stop()
+
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(heed, signals)
+            reason = await run_stages(specs, settings, url, stop)
+            tasks.cancel_scope.cancel()
+    return reason
