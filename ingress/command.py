@@ -1,0 +1,58 @@
+"""The command `promptmill ingress`: one process of the HTTP edge."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+import anyio
+import click
+from pipeline.startup import load_settings, redis_url
+
+from ingress.auth import Keyring
+from ingress.server import bind, inherited_socket, serve
+from pipeline import logs
+from pipeline.errors import ConfigurationError
+from pipeline.exposure import check_exposure
+from pipeline.settings import Settings
+from pipeline.transport.client import open_client
+
+
+@click.command("ingress")
+@click.option("--config", "-c", help="The configuration file; PROMPTMILL_CONFIG names it as well.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need a key.")
+@click.option("--port", type=click.IntRange(0, 65535), default=4000, show_default=True, envvar="PORT", show_envvar=True)
+@click.option("--data-dir", help="Where promptmill keeps its files.")
+@click.option("--debug", "--detailed_debug", is_flag=True, help="Log more; never bodies, prompts or keys.")
+def ingress(config: str | None, host: str, port: int, data_dir: str | None, debug: bool) -> None:
+    """Take HTTP requests in, and hand their answers out."""
+    settings = load_settings(config, data_dir)
+    logs.configure(debug=debug)
+    url = redis_url(settings)
+    try:
+        bound = _socket(settings, host, port)
+    except ConfigurationError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    anyio.run(_run, settings, url, bound, backend_options={"use_uvloop": True})
+
+
+def _socket(settings: Settings, host: str, port: int) -> socket.socket:
+    """Return the socket to serve on, once the keys are fit for it. Raises ConfigurationError."""
+    Keyring(settings.keys, os.environ)  # a key that cannot be read ends the start before the port opens
+    bound = inherited_socket(os.environ)
+    if bound is None:
+        check_exposure(settings, host, os.environ)
+        return bind(host, port)
+    try:
+        check_exposure(settings, str(bound.getsockname()[0]), os.environ)
+    except ConfigurationError:
+        bound.close()
+        raise
+    return bound
+
+
+async def _run(settings: Settings, url: str, bound: socket.socket) -> None:
+    async with open_client(settings, url) as transport:
+        await serve(settings, transport, bound)

@@ -1,0 +1,84 @@
+"""The limits of a request's head, which uvicorn's parser does not have."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from ingress.errors import error_body
+from pipeline.errors import InvalidRequest
+from pipeline.job import new_id
+
+HEAD_SECONDS: Final = 30.0
+"""Seconds a client has for its request line and headers; on a new connection they begin at once."""
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+MAX_HEADERS: Final = 256
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol on httptools, with limits on the head's bytes, headers and seconds."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        """Start the clock: a connection that says nothing is not worth a file descriptor."""
+        super().connection_made(transport)
+        self._in_head = True
+        self._head_bytes = 0
+        self._timer: asyncio.TimerHandle | None = self.loop.call_later(HEAD_SECONDS, transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; a head that comes in one piece, as nearly all do, needs no timer."""
+        if self._in_head:
+            if self._head_bytes > MAX_HEAD_BYTES:  # one endless header never reaches `on_header`
+                self.send_400_response("")
+                return
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if not self._in_head:
+            self._stop_timer()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._in_head = True
+        self._head_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count. What is raised here, the parser turns into a 400 and the end of the connection."""
+        if len(self.headers) >= MAX_HEADERS:
+            raise ValueError("too many headers")
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is complete."""
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if size > MAX_HEAD_BYTES:
+            raise ValueError("headers too large")
+        self._in_head = False
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what cannot be parsed, in the shape of every other error."""
+        limits = f"a head has at most {MAX_HEADERS} headers and {MAX_HEAD_BYTES} bytes"
+        error = InvalidRequest(f"this is not an HTTP/1.1 request we accept; {limits}")
+        body = error_body(error.fields("ingress"), new_id())
+        head: list[Any] = [
+            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n",
+            b"content-length: %d\r\n\r\n" % len(body),
+        ]
+        self.transport.write(b"".join([*head, body]))
+        self.transport.close()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,147 @@
+"""The one way out: a reply becomes a response, whole or as a stream."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import msgspec
+from starlette.types import Receive
+
+from ingress.errors import error_event
+from ingress.exchange import JSON, Exchange, header_value
+from pipeline import logs
+from pipeline.errors import Cancelled, DeadlineExceeded, PipelineError
+from pipeline.job import Facts, Frame, Job
+
+if TYPE_CHECKING:
+    from pipeline.transport.client import Answer, Waiter
+
+EVENTS: Final = b"text/event-stream; charset=utf-8"
+STREAM_HEADERS: Final = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+
+QUIET: Final = 20.0
+"""Seconds without a first frame after which the head goes out: load balancers cut silent connections."""
+
+STUCK: Final = 30.0
+"""Seconds past the deadline after which a response that cannot be written is given up."""
+
+PING_EVERY: Final = 15.0
+PING: Final = b": ping\n\n"
+
+log = logs.logger("ingress")
+
+
+async def relay(exchange: Exchange, waiter: Waiter, job: Job) -> None:
+    """Send the job's reply as the response; a client that leaves cancels the job."""
+    watchers = exchange.edge.watchers
+    assert watchers is not None, "the application's lifespan has not started"
+    watchers.start_soon(_watch, exchange.receive, waiter)
+    try:
+        await _relay(exchange, waiter, job)
+    except anyio.get_cancelled_exc_class():
+        waiter.cancel()
+        raise
+    except PipelineError as error:
+        if not exchange.status:
+            raise
+        await _break_off(exchange, job, error)
+    except OSError:  # how an ASGI server may say that nobody reads any more
+        waiter.cancel()
+        exchange.code = Cancelled.code
+
+
+async def _watch(receive: Receive, waiter: Waiter) -> None:
+    """Cancel the job when its client leaves; after the response the server says so too, which changes nothing."""
+    try:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        waiter.cancel()
+    except Exception as error:
+        log.error("disconnect watcher failed", request_id=waiter.id, exc_info=error)
+
+
+async def _relay(exchange: Exchange, waiter: Waiter, job: Job) -> None:
+    item = await (_first(exchange, waiter) if job.stream else waiter.next())
+    if isinstance(item, Frame):
+        if not exchange.status:
+            exchange.facts = _facts(item.facts or Facts(), job)
+            kind = header_value(item.content_type) if item.content_type else EVENTS
+            await exchange.start(200, kind, STREAM_HEADERS)
+        await _stream(exchange, waiter, job, item)
+    elif exchange.status:
+        await _end(exchange, item, job, ended=True)
+    else:
+        await _whole(exchange, item, job)
+
+
+async def _first(exchange: Exchange, waiter: Waiter) -> Frame | Answer:
+    """Return what comes first, with signs of life to the client meanwhile."""
+    with anyio.move_on_after(QUIET):
+        return await waiter.next()
+    await exchange.start(200, EVENTS, STREAM_HEADERS)
+    while True:
+        await _send(exchange, PING)
+        with anyio.move_on_after(PING_EVERY):
+            return await waiter.next()
+
+
+async def _whole(exchange: Exchange, answer: Answer, job: Job) -> None:
+    """Send a reply that no frame went before: nothing is promised yet, so an error keeps its status."""
+    reply = answer.reply
+    exchange.facts = _facts(reply.facts, job)
+    if reply.error is not None:
+        await exchange.refuse(reply.error)
+        return
+    await exchange.respond(reply.status, answer.body, header_value(reply.content_type))
+
+
+async def _stream(exchange: Exchange, waiter: Waiter, job: Job, frame: Frame) -> None:
+    """Pass frames on as they come, until the answer."""
+    item: Frame | Answer = frame
+    data = b""
+    # `next` has the job's deadline; this one is for a client that neither reads nor leaves.
+    seconds = (job.deadline - exchange.edge.transport.now()) / 1000 + STUCK
+    with anyio.CancelScope(deadline=anyio.current_time() + seconds) as scope:
+        while isinstance(item, Frame):
+            data = item.data
+            await _send(exchange, data)
+            item = await waiter.next()
+        await _end(exchange, item, job, ended=data.endswith(b"\n\n"))
+    if scope.cancelled_caught:  # without its end the server cuts the connection: nothing else would be read either
+        waiter.cancel()
+        exchange.code = DeadlineExceeded.code
+
+
+async def _end(exchange: Exchange, answer: Answer, job: Job, *, ended: bool) -> None:
+    """Write the last bytes of a stream. `ended`: those before them ended an event."""
+    reply = answer.reply
+    exchange.facts = _facts(reply.facts, job)
+    last = answer.body
+    if reply.error is not None:
+        exchange.code = reply.error.code
+        last = (b"" if ended else b"\n\n") + error_event(reply.error, exchange.id, job.operation)
+    elif last and reply.frames == 0 and reply.content_type.encode() == JSON:
+        # Pings promised events, and then the provider answered in one piece.
+        last = b"".join(b"data: " + line + b"\n" for line in last.splitlines()) + b"\n"
+    await _send(exchange, last, more=False)
+
+
+async def _break_off(exchange: Exchange, job: Job, error: PipelineError) -> None:
+    """End a stream that cannot go on: an error event, and never a `[DONE]`."""
+    exchange.code = error.code
+    event = error_event(error.fields("ingress"), exchange.id, job.operation)
+    try:
+        with anyio.move_on_after(STUCK):
+            await _send(exchange, b"\n\n" + event, more=False)
+    except OSError:
+        pass  # the client is gone as well
+
+
+def _facts(facts: Facts, job: Job) -> Facts:
+    """Return the facts with the name the client used, where no stage came to know a better one."""
+    return facts if facts.model else msgspec.structs.replace(facts, model=job.model)
+
+
+async def _send(exchange: Exchange, data: bytes, *, more: bool = True) -> None:
+    await exchange.send({"type": "http.response.body", "body": data, "more_body": more})

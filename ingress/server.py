@@ -1,0 +1,99 @@
+"""One ingress process: its socket, uvicorn, and how it stops."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import socket
+from collections.abc import Mapping
+from types import FrameType
+from typing import TYPE_CHECKING, Final
+
+import uvicorn
+
+from ingress.app import build_app
+from ingress.edge import Edge
+from ingress.protocol import BoundedProtocol
+from pipeline import logs
+from pipeline.errors import ConfigurationError
+from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from pipeline.transport.client import TransportClient
+
+SOCKET_VARIABLE: Final = "PROMPTMILL_SOCKET_FD"
+"""Number of an open, bound socket: `up` binds the port once, for all its ingress processes."""
+
+log = logs.logger("ingress")
+
+
+def inherited_socket(environment: Mapping[str, str]) -> socket.socket | None:
+    """Return the socket a parent process handed down, if it did. Raises ConfigurationError when it is none."""
+    number = environment.get(SOCKET_VARIABLE)
+    if not number:
+        return None
+    try:
+        return socket.socket(fileno=int(number))
+    except (ValueError, OSError) as error:
+        raise ConfigurationError(
+            f"{SOCKET_VARIABLE}={number} is not an open socket ({error}); unset it, it is for `promptmill up` alone"
+        ) from None
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket bound to the address. Raises ConfigurationError; a busy port is never swapped for another."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, proto)
+    except OSError as error:
+        raise ConfigurationError(f"{host} is not an address of this machine ({error}); choose another --host") from None
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        if error.errno == errno.EADDRINUSE:
+            remedy = "stop the process that listens there, or choose another --port"
+            raise ConfigurationError(f"port {port} on {host} is in use; {remedy}") from None
+        raise ConfigurationError(f"cannot listen on {host}:{port} ({error}); choose another --host or --port") from None
+    return bound
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which after a signal drains and returns: the transport must still be closed after it."""
+
+    def __init__(self, config: uvicorn.Config, edge: Edge) -> None:
+        super().__init__(config)
+        self._edge = edge
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say where."""
+        await super().startup(sockets)
+        log.info("ingress listens", addresses=[str(s.getsockname()) for s in sockets or ()])
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; a second signal ends that. uvicorn's own would raise the signal again at the end."""
+        self._edge.draining = True
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+async def serve(settings: Settings, transport: TransportClient, bound: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is held, for up to `settings.ingress.drain` seconds."""
+    app = build_app(settings, transport)
+    config = uvicorn.Config(
+        app,
+        http=BoundedProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level=logging.WARNING,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=math.ceil(settings.ingress.drain),
+    )
+    await Server(config, app.state.edge).serve(sockets=[bound])
+    log.info("ingress drained")

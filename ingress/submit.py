@@ -1,0 +1,168 @@
+"""The one way in: an HTTP body becomes a job."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Final
+
+from ingress.body import announced_size, read_body
+from ingress.exchange import Exchange
+from ingress.relay import relay
+from ingress.views import View, decode_prompt, decode_view, kind
+from pipeline.catalog import Catalog, Group, allows
+from pipeline.errors import InvalidRequest, ModelNotFound, NotAllowed
+from pipeline.job import LIVE, Facts, Job, PromptRef
+from pipeline.settings import Key
+
+SECRET_HEADERS: Final = (b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key", b"cookie", b"proxy-")
+"""Beginnings of header names that no prompt manager gets to see."""
+
+MAX_HEADER_BYTES: Final = 16 * 1024
+"""Of the client's headers a job carries; those that do not fit are left out."""
+
+DISPATCH: Final = ("dispatch",)
+RESOLVE_DISPATCH: Final = ("resolve", "dispatch")
+
+_TRACEPARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+async def submit(exchange: Exchange, operation: str) -> None:
+    """Answer a request to a model: the limits, then the body, then the job, then its reply."""
+    exchange.facts = Facts()
+    edge = exchange.edge
+    size = announced_size(exchange)
+    edge.permits.enter(size)
+    try:
+        edge.transport.check(DISPATCH, LIVE, size)
+        body = await read_body(exchange)
+        try:
+            job = make_job(exchange, decode_view(body), operation)
+            waiter = await edge.transport.submit(job, body)
+        finally:
+            edge.permits.release(len(body))
+            del body  # from here on it is the transport's: a long answer must not pin its question
+        await relay(exchange, waiter, job)
+    finally:
+        edge.permits.leave()
+
+
+def make_job(exchange: Exchange, view: View, operation: str) -> Job:
+    """Return the job of a request. Raises InvalidRequest, ModelNotFound and NotAllowed."""
+    edge, key = exchange.edge, exchange.key
+    assert key is not None
+    name: str = exchange.scope["path_params"].get("model") or view.model or ""
+    exchange.facts = Facts(model=name)
+    group = edge.catalog.group(name) if name else None
+    prompt = _prompt(exchange, view, group)
+    if prompt is None:
+        _check_without_prompt(view, operation, name)
+        _check_model(edge.catalog, key, name, group)
+    now = edge.transport.now()
+    return Job(
+        id=exchange.id,
+        operation=operation,
+        stages_left=DISPATCH if prompt is None else RESOLVE_DISPATCH,
+        deadline=now + int(_seconds(exchange, view) * 1000),
+        admitted=now,
+        since=now,
+        reply_to=edge.transport.consumer,
+        lane=LIVE,
+        model=name,
+        stream=bool(view.stream),
+        prompt=prompt,
+        tenant=key.name,
+        allowed_models=key.models,
+        retries=view.num_retries,
+        headers={} if prompt is None else _headers(exchange),
+        endpoint=exchange.scope["path"],
+        config=edge.settings.digest,
+        traceparent=_traceparent(exchange),
+    )
+
+
+def _prompt(exchange: Exchange, view: View, group: Group | None) -> PromptRef | None:
+    """Return the reference of the first place that has one: body, `prompt` object, headers, model group."""
+    found = decode_prompt(view)
+    if view.prompt_id is not None:
+        if found is not None and found.id is not None and found.id != view.prompt_id:
+            raise InvalidRequest("`prompt_id` and `prompt.id` differ; send one of them", param="prompt_id")
+        return PromptRef(id=view.prompt_id, version=view.prompt_version, label=view.prompt_label)
+    if found is not None and found.id is not None:
+        return PromptRef(id=found.id, version=found.version, label=view.prompt_label, source="object")
+    if header := exchange.header(b"x-promptmill-prompt-id"):
+        version = exchange.header(b"x-promptmill-prompt-version") or None
+        label = exchange.header(b"x-promptmill-prompt-label") or None
+        return PromptRef(id=header, version=version, label=label, source="header")
+    if group is None or group.prompt_id is None:
+        return None
+    # The operator names the prompt, but a request may still choose among its versions and labels.
+    version_ = group.prompt_version if view.prompt_version is None else view.prompt_version
+    label_ = group.prompt_label if view.prompt_label is None else view.prompt_label
+    return PromptRef(id=group.prompt_id, version=version_, label=label_, source="model")
+
+
+def _check_without_prompt(view: View, operation: str, name: str) -> None:
+    """Nobody will add what is missing."""
+    if operation == "chat.completions" and not kind(view.messages):
+        raise InvalidRequest("`messages` is missing; send it, or reference a prompt by `prompt_id`", param="messages")
+    if not name:
+        raise InvalidRequest("`model` is missing; `GET /v1/models` lists what there is", param="model")
+
+
+def _check_model(catalog: Catalog, key: Key, name: str, group: Group | None) -> None:
+    """Without a prompt the name is final, so it is judged here; with one, after its prompt manager had its say."""
+    if group is None:
+        usable = [known for known in catalog.names() if allows(key.models, known)]
+        closest = ", ".join(catalog.closest(name, usable)) or "see GET /v1/models"
+        raise ModelNotFound(
+            f"model {name[:200]!r} is not configured; closest: {closest}",
+            hint="use one of these names, or add the model to `model_list`",
+            param="model",
+        )
+    if not (allows(key.models, name) or allows(key.models, group.name)):
+        raise NotAllowed(
+            f"this key may not use model {name[:200]!r}; `GET /v1/models` lists those it may", param="model"
+        )
+
+
+def _seconds(exchange: Exchange, view: View) -> float:
+    """Return how long the client will wait: the least of all it said, and of what the operator allows."""
+    limits = exchange.edge.settings.ingress
+    named = [limits.request_timeout, limits.max_request_timeout]
+    if view.timeout is not None:
+        named.append(view.timeout)
+    if text := exchange.header(b"x-litellm-timeout"):
+        named.append(_positive("x-litellm-timeout", text))
+    # A stream's read timeout is between two chunks, so it says nothing about the whole.
+    if not view.stream and (text := exchange.header(b"x-stainless-read-timeout")):
+        named.append(_positive("x-stainless-read-timeout", text))
+    return min(named)
+
+
+def _positive(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not (math.isfinite(value) and value > 0):
+        raise InvalidRequest(f"header {name} is not a positive number of seconds", param=name)
+    return value
+
+
+def _headers(exchange: Exchange) -> dict[str, str]:
+    """Return the client's headers for the prompt manager: no credentials, and not too many bytes."""
+    kept: dict[str, str] = {}
+    room = MAX_HEADER_BYTES
+    for name, value in exchange.headers.items():
+        room -= len(name) + len(value)
+        if room < 0:
+            break
+        if not name.startswith(SECRET_HEADERS):
+            kept[name.decode("latin-1")] = value.decode("latin-1")
+    return kept
+
+
+def _traceparent(exchange: Exchange) -> str:
+    value = exchange.header(b"traceparent")
+    return value if _TRACEPARENT.fullmatch(value) else ""
