@@ -1,0 +1,208 @@
+"""What is measured: an upstream that costs nothing, a bare Starlette, and promptmill with all its processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+PACKAGES: Final = {"nginx": "nginx-light", "wrk": "wrk"}
+
+COMPLETION: Final = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 1700000000,
+    "model": "gpt-4",
+    "choices": [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "Hello there, how may I help?"},
+            "finish_reason": "stop",
+        }
+    ],
+    "usage": {"prompt_tokens": 12, "completion_tokens": 8, "total_tokens": 20},
+}
+
+NGINX: Final = """
+worker_processes 1;
+daemon off;
+pid {directory}/nginx.pid;
+error_log {directory}/error.log crit;
+events {{ worker_connections 4096; }}
+http {{
+  access_log off;
+  keepalive_requests 1000000;
+  client_body_temp_path {directory}/body;
+  proxy_temp_path {directory}/proxy;
+  fastcgi_temp_path {directory}/fastcgi;
+  uwsgi_temp_path {directory}/uwsgi;
+  scgi_temp_path {directory}/scgi;
+  server {{
+    listen 127.0.0.1:{port} backlog=4096;
+    location /v1/ {{ default_type application/json; return 200 '{completion}'; }}
+    location /stream/ {{ default_type text/event-stream; return 200 "{events}"; }}
+  }}
+}}
+"""
+
+MANAGER: Final = """
+from litellm.integrations.custom_prompt_management import CustomPromptManagement
+
+
+class Manager(CustomPromptManagement):
+    def get_chat_completion_prompt(
+        self, model, messages, non_default_params, prompt_id, prompt_variables, dynamic_callback_params
+    ):
+        return model, [{"role": "system", "content": "Be a good Bot!"}, *messages], non_default_params
+
+
+manager = Manager()
+"""
+
+
+def missing_packages() -> list[str]:
+    """Return the Debian packages that are not installed and must be."""
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
+    return [package for command, package in PACKAGES.items() if shutil.which(command, path=path) is None]
+
+
+def free_port() -> int:
+    """Return a port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def _process(command: list[str], directory: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    with (directory / f"{Path(command[0]).name}-{time.monotonic_ns()}.log").open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, cwd=directory, env={**os.environ, **environment}
+        )
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_for(url: str, seconds: float = 30.0) -> None:
+    limit = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+        except urllib.error.HTTPError:
+            return  # it answers
+        except OSError:
+            if time.monotonic() > limit:
+                raise
+            time.sleep(0.05)
+        else:
+            return
+
+
+@contextmanager
+def upstream(directory: Path) -> Iterator[str]:
+    """Run nginx with fixed answers and yield its URL."""
+    port = free_port()
+    chunk = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-4"}
+    events = "".join(
+        "data: " + json.dumps({**chunk, "choices": [{"index": 0, "delta": {"content": f"word {n} "}}]}) + "\n\n"
+        for n in range(10)
+    )
+    text = (events + "data: [DONE]\n\n").replace('"', '\\"').replace("\n", "\\n")
+    config = directory / "nginx.conf"
+    config.write_text(NGINX.format(directory=directory, port=port, completion=json.dumps(COMPLETION), events=text))
+    nginx = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin") or "nginx"
+    with _process([nginx, "-c", str(config), "-p", str(directory)], directory):
+        _wait_for(f"http://127.0.0.1:{port}/v1/")
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def bare_starlette(directory: Path) -> Iterator[str]:
+    """Run uvicorn and Starlette answering at once: the floor of any Python HTTP edge."""
+    port = free_port()
+    (directory / "bare.py").write_text(
+        "import json\n"
+        "from starlette.applications import Starlette\n"
+        "from starlette.responses import Response\n"
+        "from starlette.routing import Route\n"
+        f"ANSWER = json.dumps({COMPLETION!r}).encode()\n"
+        "async def chat(request):\n"
+        "    await request.body()\n"
+        "    return Response(ANSWER, media_type='application/json')\n"
+        "app = Starlette(routes=[Route('/v1/chat/completions', chat, methods=['POST'])])\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "bare:app",
+        "--port",
+        str(port),
+        "--no-access-log",
+        "--log-level",
+        "error",
+    ]
+    with _process(command, directory):
+        _wait_for(f"http://127.0.0.1:{port}/")
+        yield f"http://127.0.0.1:{port}"
+
+
+class Gateway:
+    """A running promptmill: its URL, and the processes it consists of."""
+
+    def __init__(self, url: str, pid: int) -> None:
+        self.url = url
+        self.pid = pid
+
+
+@contextmanager
+def gateway(directory: Path, upstream_url: str) -> Iterator[Gateway]:
+    """Run `promptmill up` as anybody would, one process a stage, in front of the upstream."""
+    port = free_port()
+    (directory / "bench_manager.py").write_text(MANAGER)
+    (directory / "config.yaml").write_text(
+        "model_list:\n"
+        f"  - model_name: gpt-4\n    litellm_params: {{model: openai/gpt-4, api_base: {upstream_url}/v1, api_key: k}}\n"
+        f"  - model_name: streamed\n    litellm_params: {{model: openai/gpt-4, api_base: {upstream_url}/stream, api_key: k}}\n"
+        "litellm_settings:\n  callbacks: bench_manager.manager\n"
+    )
+    promptmill = Path(sys.executable).with_name("promptmill")
+    with ExitStack() as stack:
+        command = [str(promptmill), "--config", "config.yaml", "--port", str(port)]
+        process = stack.enter_context(_process(command, directory, REDIS_URL="", PROMPTMILL_LOG_FORMAT="json"))
+        url = f"http://127.0.0.1:{port}"
+        _wait_ready(f"{url}/health/readiness")
+        yield Gateway(url, process.pid)
+
+
+def _wait_ready(url: str, seconds: float = 30.0) -> None:
+    limit = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except OSError:
+            pass
+        if time.monotonic() > limit:
+            raise TimeoutError(f"{url} is not ready after {seconds} s; its log is in the working directory")
+        time.sleep(0.05)
