@@ -1,0 +1,104 @@
+"""What every command does first: read the configuration, find Redis, and refuse to start in words."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, NoReturn
+
+import click
+import msgspec
+
+from pipeline import configuration, lockfile
+from pipeline.errors import ConfigurationError, PipelineError
+from pipeline.settings import Settings
+
+REFUSED: Final = 2
+"""Exit status for wrong usage or configuration."""
+
+UNREACHABLE: Final = 3
+"""Exit status when Redis cannot be reached."""
+
+WITHHELD_VARIABLE: Final = "PROMPTMILL_WITHHELD"
+"""Variables, separated by commas, that `up` keeps from a process although the configuration sets them."""
+
+REQUEST_TIMEOUT_VARIABLE: Final = "PROMPTMILL_REQUEST_TIMEOUT"
+"""`--request_timeout` of `up`, in seconds, on its way to every process."""
+
+
+def load_settings(config: str | None, data_dir: str | None) -> Settings:
+    """Return the settings, with their `environment_variables` set in this process. Ends it with status 2 instead."""
+    try:
+        settings = with_request_timeout(read_settings(config, data_dir), os.environ.get(REQUEST_TIMEOUT_VARIABLE))
+    except ConfigurationError as error:
+        refuse(error)
+    withheld = os.environ.get(WITHHELD_VARIABLE, "").split(",")
+    os.environ.update({name: value for name, value in settings.environment.items() if name not in withheld})
+    return settings
+
+
+def read_settings(config: str | None, data_dir: str | None) -> Settings:
+    """Return the settings. Raises ConfigurationError."""
+    return configuration.load(Path(config) if config else None, os.environ, data_dir=data_dir)
+
+
+def with_request_timeout(settings: Settings, seconds: str | float | None) -> Settings:
+    """Return `settings` with another deadline for requests that name none. Raises ConfigurationError."""
+    if not seconds:
+        return settings
+    try:
+        timeout = float(seconds)
+    except ValueError:
+        raise ConfigurationError(f"{REQUEST_TIMEOUT_VARIABLE}={seconds} is not a number of seconds") from None
+    longest = max(timeout, settings.ingress.max_request_timeout)
+    ingress = msgspec.structs.replace(settings.ingress, request_timeout=timeout, max_request_timeout=longest)
+    return msgspec.structs.replace(settings, ingress=ingress)
+
+
+def configured_url(settings: Settings, environment: Mapping[str, str]) -> str | None:
+    """Return the address of the Redis to use: REDIS_URL, else `redis_url`; None: the embedded one."""
+    if url := environment.get("REDIS_URL"):
+        return url
+    secret = settings.transport.url
+    if secret is None:
+        return None
+    url = secret.reveal({**environment, **settings.environment})
+    if url is None:
+        raise ConfigurationError(f"redis_url names the variable {secret.variable}, which is not set; set it")
+    return url
+
+
+def redis_url(settings: Settings) -> str:
+    """Return where Redis is, for a process `up` did not start too. Raises ConfigurationError when nothing says it."""
+    if url := configured_url(settings, os.environ):
+        return url
+    return embedded_url(Path(settings.data_dir))
+
+
+def embedded_url(data_dir: Path) -> str:
+    """Return the address of the embedded server that runs on `data_dir`. Raises ConfigurationError."""
+    running = lockfile.running_in(data_dir)
+    if running is None or not running.redis_url:
+        raise ConfigurationError(
+            f"there is no Redis: REDIS_URL is not set, and no gateway runs on the data directory {data_dir}",
+            hint="set REDIS_URL (or promptmill_settings.redis_url), or start `promptmill up`, which brings its own",
+        )
+    return running.redis_url
+
+
+def find_redis(config: str | None, data_dir: str | None) -> str:
+    """Return where the gateway's Redis is, for commands that look at it. Raises ConfigurationError."""
+    if url := os.environ.get("REDIS_URL"):
+        return url
+    if config or os.environ.get(configuration.CONFIG_VARIABLE):
+        return redis_url(read_settings(config, data_dir))
+    return embedded_url(Path(data_dir or os.environ.get(configuration.DATA_DIR_VARIABLE) or ".promptmill").absolute())
+
+
+def refuse(error: PipelineError, status: int = REFUSED) -> NoReturn:
+    """End this process: what is wrong and what to do about it on standard error, no traceback."""
+    click.echo(f"promptmill: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"  {error.hint}", err=True)
+    raise SystemExit(status)
