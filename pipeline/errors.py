@@ -16,6 +16,8 @@ PipelineError
 ├─ UpstreamError           the router may go elsewhere
 │  ├─ UpstreamRejected     4xx   the provider's own word       (not retryable)
 │  ├─ UpstreamOverloaded   429   ├─ UpstreamUnavailable 502/503 ├─ UpstreamTimeout 504 └─ UpstreamGarbled 502
+│  ├─ UpstreamBusy         503   (an UpstreamUnavailable: the provider's own 503 or 529)
+│  ├─ UpstreamAuthFailed   502   the deployment's key was refused: ours, so never a 401 to the client
 │  └─ ModelDisabled        503   the deployment's key is not set
 ├─ ConfigMismatch          503   this worker's configuration does not know the job's model
 ├─ DeadlineExceeded        504, never retried
@@ -242,6 +244,18 @@ class UpstreamUnavailable(UpstreamError):
     """The provider answered 5xx, or could not be reached."""
 
     code = "upstream_unavailable"
+
+
+class UpstreamBusy(UpstreamUnavailable):
+    """The provider said that it cannot serve now (503, 529)."""
+
+    status = 503
+
+
+class UpstreamAuthFailed(UpstreamError):
+    """The provider refused the deployment's key. It is the operator's, so the client's own key is not to blame."""
+
+    code = "upstream_auth_failed"
 
 
 class UpstreamTimeout(UpstreamError):

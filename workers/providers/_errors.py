@@ -1,0 +1,179 @@
+"""What a provider's refusal becomes, with nothing secret in it."""
+
+from __future__ import annotations
+
+import email.utils
+import re
+import time
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from pipeline.errors import (
+    UpstreamAuthFailed,
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamGarbled,
+    UpstreamOverloaded,
+    UpstreamRejected,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from pipeline.job import ErrorFields
+from workers.providers._dialect import Endpoint
+
+MESSAGE_LIMIT: Final = 2_000
+"""Characters of a provider's message that are passed on."""
+
+_SECRETS: Final = re.compile(
+    r"(?i:bearer\s+)[\w.~+/=*-]+"
+    r"|\b(?:sk|pk|rk|gsk|xai|key|hf|pplx)[-_][\w*-]{6,}"
+    r"|\bAKIA[0-9A-Z]{12,}|\bAIza[\w-]{20,}|\beyJ[\w-]{8,}\.[\w.-]+"
+)
+
+
+class Said(msgspec.Struct, frozen=True):
+    """What an error body says, whatever its shape."""
+
+    message: str = ""
+    type: str = ""
+    code: str = ""
+    param: str | None = None
+
+
+class _Body(msgspec.Struct):
+    error: msgspec.Raw | None = None
+    message: msgspec.Raw | None = None
+    detail: msgspec.Raw | None = None
+
+
+class _Error(msgspec.Struct):
+    message: msgspec.Raw | None = None
+    type: msgspec.Raw | None = None
+    code: msgspec.Raw | None = None
+    param: msgspec.Raw | None = None
+
+
+_decode_body: Final = msgspec.json.Decoder(_Body).decode
+_decode_error: Final = msgspec.json.Decoder(_Error).decode
+_decode_scalar: Final = msgspec.json.Decoder(str | int | float | None).decode
+
+
+def said(body: bytes) -> Said:
+    """Return what an error body says: OpenAI's shape, a bare `error` text, `message` or `detail`; else nothing."""
+    try:
+        whole = _decode_body(body)
+        if whole.error is None:
+            return Said(message=_text(whole.message) or _text(whole.detail))
+        return said_in(bytes(whole.error))
+    except (msgspec.DecodeError, RecursionError):
+        return Said()
+
+
+def said_in(error: bytes) -> Said:
+    """Return what the value of an `error` field says."""
+    try:
+        if not error.startswith(b"{"):
+            return Said(message=_text(msgspec.Raw(error)))
+        fields = _decode_error(error)
+    except (msgspec.DecodeError, RecursionError):
+        return Said()
+    return Said(_text(fields.message), _text(fields.type), _text(fields.code), _text(fields.param) or None)
+
+
+def _text(value: msgspec.Raw | None) -> str:
+    """Return a string or number as text, anything else as nothing."""
+    try:
+        plain = None if value is None else _decode_scalar(value)
+    except msgspec.DecodeError:
+        return ""
+    return "" if plain is None else str(plain)
+
+
+def scrubbed(text: str, secret: str | None) -> str:
+    """Return `text` without the deployment's key, without anything that looks like a key, and not too long."""
+    if secret:
+        text = text.replace(secret, "[redacted]")
+    text = _SECRETS.sub("[redacted]", text[: 4 * MESSAGE_LIMIT])
+    return text if len(text) <= MESSAGE_LIMIT else text[:MESSAGE_LIMIT] + "…"
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return how many seconds to wait: `retry-after-ms`, or `retry-after` in seconds or as an HTTP date."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        value = headers.get(name, "").strip()
+        try:
+            seconds = float(value) * unit
+        except ValueError:
+            continue
+        if 0 <= seconds < float("inf"):
+            return seconds
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
+    except (KeyError, ValueError, OverflowError):
+        return None
+
+
+def provider_error(status: int, headers: Mapping[str, str], told: Said, endpoint: Endpoint) -> UpstreamError:
+    """Return the error for an answer that is not a 200, `told` being what its body says."""
+    who = endpoint.prefix
+    message = scrubbed(told.message, endpoint.secret)
+    words = f": {message}" if message else ""
+    wait = retry_after(headers)
+    if status in {401, 403}:
+        return UpstreamAuthFailed(
+            f"{who} refused the key of this deployment with {status}{words}",
+            hint="the key is the gateway's, not yours: the operator must check the deployment's `api_key`",
+            upstream_status=status,
+        )
+    if status == 429:
+        hint = "ask again after `Retry-After`, or add a deployment to the model"
+        return UpstreamOverloaded(f"{who} is at its limit{words}", hint=hint, retry_after=wait, upstream_status=status)
+    if status in {408, 504}:
+        return UpstreamTimeout(f"{who} gave up with {status}{words}", retry_after=wait, upstream_status=status)
+    if status in {503, 529}:
+        return UpstreamBusy(f"{who} is busy ({status}){words}", retry_after=wait, upstream_status=status)
+    if status >= 500 or status in {409, 425}:
+        return UpstreamUnavailable(f"{who} answered {status}{words}", retry_after=wait, upstream_status=status)
+    if status >= 400:
+        return _rejected(status, message, told, endpoint)
+    return _unexpected(status, endpoint)
+
+
+def _rejected(status: int, message: str, told: Said, endpoint: Endpoint) -> UpstreamRejected:
+    clean = {name: scrubbed(getattr(told, name) or "", endpoint.secret)[:200] for name in ("type", "code", "param")}
+    wire = ErrorFields(
+        status=status,
+        type=clean["type"] or "invalid_request_error",
+        code=clean["code"] or "upstream_rejected",
+        message=message or f"{endpoint.prefix} refused the request with {status} and gave no reason",
+        param=clean["param"] or None,
+        stage="dispatch",
+        should_retry=False,
+    )
+    return UpstreamRejected(wire.message, wire=wire)
+
+
+def _unexpected(status: int, endpoint: Endpoint) -> UpstreamGarbled:
+    if 300 <= status < 400:
+        return UpstreamGarbled(
+            f"{endpoint.prefix} answered with a redirect ({status}), which is not followed",
+            hint="set the deployment's `api_base` to the address it should go to",
+            upstream_status=status,
+        )
+    return UpstreamGarbled(f"{endpoint.prefix} answered with status {status}", upstream_status=status)
+
+
+def error_under_200(told: Said, endpoint: Endpoint) -> UpstreamGarbled:
+    """Return the error for an answer that says 200 and holds an error."""
+    message = scrubbed(told.message, endpoint.secret) or "it gave no reason"
+    return UpstreamGarbled(f"{endpoint.prefix} answered 200 with an error: {message}", upstream_status=200)
+
+
+def error_in_stream(told: Said, endpoint: Endpoint) -> UpstreamError:
+    """Return the error a stream reports instead of going on; some hosts put an HTTP status in its `code`."""
+    if told.code.isdecimal() and 400 <= int(told.code[:4]) < 600:
+        return provider_error(int(told.code[:4]), {}, told, endpoint)
+    message = scrubbed(told.message, endpoint.secret) or "it gave no reason"
+    return UpstreamUnavailable(f"{endpoint.prefix} ended the stream with an error: {message}", upstream_status=200)

@@ -1,0 +1,205 @@
+"""The dispatch stage: sends a job's body to a deployment of its model, and the answer to the client."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from pipeline.catalog import Catalog, Group, allows
+from pipeline.errors import (
+    ConfigMismatch,
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    ModelNotFound,
+    PipelineError,
+    UpstreamError,
+)
+from pipeline.job import Facts, Job
+from pipeline.settings import Deployment, Settings
+from pipeline.stage import Defer, Delivery, Done, Fail, Outcome, StageContext, StageSpec
+from workers.providers._calls import Call, Calls
+from workers.providers._dialect import Fields, LocalAnswer, UpstreamRequest
+from workers.providers._fields import kept_fields
+from workers.providers._http import Sender
+from workers.routing.cooldown import LocalCooldowns
+from workers.routing.router import Attempt, Router
+
+_EVENT_STREAM: Final = "text/event-stream"
+_FIRST_DEFERRAL: Final = 0.5
+_MAX_DEFERRALS: Final = 5
+
+
+class DispatchStage:
+    """Find the model's group, make the body for its provider, and let the router try."""
+
+    def __init__(self, settings: Settings, catalog: Catalog, calls: Calls, sender: Sender, router: Router) -> None:
+        self._digest = settings.digest
+        self._catalog = catalog
+        self._calls = calls
+        self._sender = sender
+        self._router = router
+
+    async def handle(self, delivery: Delivery) -> Outcome:
+        """Answer one job, or say why it cannot be answered."""
+        job = delivery.job
+        group = self._catalog.group(job.model)
+        if group is None:
+            return self._unknown(job)
+        call = _JobCall(delivery, group, self._calls, self._sender)
+        try:
+            call.fields = kept_fields(job.operation, delivery.body, stream=job.stream)
+            return await self._router.run(group, call)
+        except (UpstreamError, InvalidRequest, DeadlineExceeded) as error:
+            return Fail(error, call.facts())
+
+    def _unknown(self, job: Job) -> Outcome:
+        if job.config == self._digest:
+            known = tuple(name for name in self._catalog.names() if allows(job.allowed_models, name))
+            close = self._catalog.closest(job.model, known)
+            hint = f"did you mean {' or '.join(close)}?" if close else "see /v1/models for the names there are"
+            return Fail(_at_dispatch(ModelNotFound, f"model {job.model[:200]!r} does not exist", hint), job.facts)
+        if job.deferrals < _MAX_DEFERRALS:
+            # A rollout is under way: another worker may know the model, or this one will be replaced.
+            put_off = msgspec.structs.replace(job, deferrals=job.deferrals + 1)
+            return Defer(_FIRST_DEFERRAL * 2.0**job.deferrals, put_off)
+        message = f"no worker knows model {job.model[:200]!r}: ingress and workers have different configurations"
+        return Fail(
+            _at_dispatch(ConfigMismatch, message, "restart the workers with the current configuration"), job.facts
+        )
+
+
+def _at_dispatch(kind: type[PipelineError], message: str, hint: str) -> PipelineError:
+    return kind(message, hint=hint, stage="dispatch")
+
+
+class _JobCall:
+    """One job as the router sees it: how it is sent to a deployment, and what has happened to it so far."""
+
+    def __init__(self, delivery: Delivery, group: Group, calls: Calls, sender: Sender) -> None:
+        job = delivery.job
+        self.id = job.id
+        self.retries = job.retries
+        self.stream = job.stream
+        self.started = False
+        self.fields: Fields = {}
+        self._delivery = delivery
+        self._group = group
+        self._calls = calls
+        self._sender = sender
+        self._attempts = 0
+        self._deployment = ""
+        self._provider_s = 0.0
+        self._began = 0.0
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the job's deadline."""
+        return self._delivery.remaining
+
+    def facts(self, usage: tuple[int, int] = (0, 0)) -> Facts:
+        """Return what happened so far; an attempt under way counts up to now."""
+        earlier = self._delivery.job.facts
+        under_way = time.perf_counter() - self._began if self._began else 0.0
+        return msgspec.structs.replace(
+            earlier,
+            model=self._group.name,
+            deployment=self._deployment,
+            attempts=self._attempts,
+            queue_ms=round(earlier.queue_ms + self._delivery.queued_ms, 3),
+            provider_ms=round((self._provider_s + under_way) * 1000, 3),
+            prompt_tokens=usage[0],
+            completion_tokens=usage[1],
+        )
+
+    def prepare(self, deployment: Deployment) -> Attempt[Done]:
+        """Return the attempt on one deployment. Raises ModelDisabled or InvalidRequest."""
+        call = self._calls.prepare(deployment, self._delivery.job.operation, self.fields)
+        return partial(self._attempt, deployment, call)
+
+    async def _attempt(self, deployment: Deployment, call: Call, timeout: float) -> Done:
+        self._attempts += 1
+        self._deployment = deployment.id
+        self._began = time.perf_counter()
+        try:
+            if isinstance(call.request, LocalAnswer):
+                return await self._answer_locally(call.request)
+            if self.stream:
+                return await self._stream(call, call.request, timeout)
+            return await self._whole(call, call.request, timeout)
+        finally:
+            self._provider_s += time.perf_counter() - self._began
+            self._began = 0.0
+
+    async def _whole(self, call: Call, request: UpstreamRequest, timeout: float) -> Done:
+        received = await self._sender.call(request, timeout)
+        if received.status != 200:
+            raise call.provider.error(received.status, received.headers, received.body, call.endpoint)
+        answer = call.provider.response(self._delivery.job.operation, received.body, call.endpoint)
+        content_type = received.content_type or "application/json"
+        return Done(answer.body, self.facts(answer.usage), content_type=content_type)
+
+    async def _stream(self, call: Call, request: UpstreamRequest, timeout: float) -> Done:
+        remaining = self.remaining
+        between = timeout if timeout < remaining else math.inf
+        async with self._sender.stream(request, between=between, total=max(remaining, 0.001)) as upstream:
+            if upstream.status != 200 or not upstream.content_type.startswith(_EVENT_STREAM):
+                body = await upstream.read()
+                raise call.provider.error(upstream.status, upstream.headers, body, call.endpoint)
+            reader = call.provider.stream(self._delivery.job.operation, call.endpoint)
+            while (data := await upstream.receive()) is not None:
+                await self._send(reader.feed(data))
+                if reader.failure is not None:
+                    raise reader.failure
+                if reader.finished:
+                    await upstream.drain()
+                    break
+            else:
+                await self._send(reader.close())
+        return Done(facts=self.facts(reader.usage), content_type=_EVENT_STREAM)
+
+    async def _answer_locally(self, answer: LocalAnswer) -> Done:
+        if not answer.events:
+            return Done(answer.body, self.facts(answer.usage))
+        for event in answer.events:
+            await self._send(event)
+        return Done(facts=self.facts(answer.usage), content_type=_EVENT_STREAM)
+
+    async def _send(self, data: bytes) -> None:
+        """Pass events on; the first carry the facts for the headers."""
+        if self.started:
+            if data:
+                await self._delivery.send(data)
+        elif data:
+            self.started = True
+            await self._delivery.send(data, self.facts(), _EVENT_STREAM)
+
+
+@asynccontextmanager
+async def _open(context: StageContext) -> AsyncIterator[DispatchStage]:
+    settings = context.settings
+    chance = random.Random()  # noqa: S311 - spreads load, keeps no secret
+    router = Router(settings.router, LocalCooldowns(settings.router), chance)
+    calls = Calls({**os.environ, **settings.environment})
+    async with Sender(settings.dispatch) as sender:
+        yield DispatchStage(settings, context.catalog, calls, sender, router)
+
+
+def _poisoned(job_id: str) -> PipelineError:
+    message = f"job {job_id} took its worker down every time it was dispatched"
+    return _at_dispatch(InternalError, message, "the operator finds it among the dead letters")
+
+
+def _slots(settings: Settings) -> int:
+    return settings.dispatch.slots
+
+
+stage = StageSpec(name="dispatch", max_deliveries=5, slots=_slots, open=_open, poisoned=_poisoned)
