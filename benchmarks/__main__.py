@@ -50,6 +50,11 @@ def main() -> int:
                     rows.append(
                         _row("starlette alone", count, measure.load(bare, PLAIN, count, options.seconds, directory))
                     )
+            with rig.prototype(directory, upstream) as prototype:
+                measure.load(prototype, PLAIN, 16, 1, directory)  # warm
+                for count in connections:
+                    result = measure.load(prototype, PLAIN, count, options.seconds, directory)
+                    rows.append(_row("prototype, two stages", count, result))
             with rig.gateway(directory, upstream) as gateway:
                 measure.load(gateway.url, SCENARIOS["prompt_id"], 16, 2, directory)  # warm
                 for label, body in SCENARIOS.items():
@@ -100,9 +105,9 @@ def _gateway_row(
 
 def _print(rows: list[dict[str, Any]]) -> None:
     table = Table(title=f"{os.cpu_count()} cores shared by load, upstream, Redis and promptmill; CPU in µs a request")
-    for column in ("", "conn", "req/s", "p50 ms", "p99 ms", "failed", "redis cmds", *ROLES, "CPU sum", "of starlette"):
+    for column in ("", "conn", "req/s", "p50 ms", "p99 ms", "failed", "redis cmds", *ROLES, "CPU sum", "of prototype"):
         table.add_column(column, justify="left" if not column else "right")
-    floor = {row["connections"]: row["rps"] for row in rows if row["subject"] == "starlette alone"}
+    floor = {row["connections"]: row["rps"] for row in rows if row["subject"].startswith("prototype")}
     for row in rows:
         cpu = row.get("cpu_us", {})
         table.add_row(

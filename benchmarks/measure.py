@@ -21,7 +21,8 @@ wrk.body = [==[%s]==]
 done = function(summary, latency)
   io.write(string.format('RESULT {"requests":%%d,"seconds":%%.6f,"failed":%%d,"p50":%%.3f,"p99":%%.3f}\\n',
     summary.requests, summary.duration / 1e6,
-    summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout,
+    summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.write
+      + summary.errors.timeout,
     latency:percentile(50) / 1000, latency:percentile(99) / 1000))
 end
 """
@@ -34,7 +35,17 @@ def load(
     script = directory / "load.lua"
     text = WRK_SCRIPT % json.dumps(body)
     script.write_text(text.replace("/v1/chat/completions", path) if path else text)
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "30s", "-s", str(script), url]
+    command = [
+        "wrk",
+        "-t1",
+        f"-c{connections}",
+        f"-d{max(1, round(seconds))}s",
+        "--timeout",
+        "30s",
+        "-s",
+        str(script),
+        url,
+    ]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r"^RESULT (.*)$", output, re.MULTILINE)
     if found is None:

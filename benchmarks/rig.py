@@ -17,6 +17,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
+from pipeline.settings import TransportSettings
+from pipeline.transport import embedded
+
 PACKAGES: Final = {"nginx": "nginx-light", "wrk": "wrk"}
 
 COMPLETION: Final = {
@@ -166,6 +169,28 @@ def bare_starlette(directory: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
+@contextmanager
+def prototype(directory: Path, upstream_url: str) -> Iterator[str]:
+    """Run the yardstick: `prototype.py`, one process a stage, on a server like the one promptmill embeds."""
+    port = free_port()
+    files = embedded.prepare(directory / "prototype", embedded.find_binary({}), TransportSettings())
+    environment = {
+        "REDIS_URL": files.url,
+        "PORT": str(port),
+        "UPSTREAM": f"{upstream_url}/v1/chat/completions",
+    }
+    with ExitStack() as stack:
+        stack.callback(embedded.remove_socket, files)
+        stack.enter_context(_process(list(files.command), directory))
+        while not embedded.answers(files.socket):
+            time.sleep(0.02)
+        for role in ("resolve", "dispatch", "ingress"):
+            command = [sys.executable, str(Path(__file__).with_name("prototype.py")), role]
+            stack.enter_context(_process(command, directory, **environment))
+        _wait_for(f"http://127.0.0.1:{port}/")
+        yield f"http://127.0.0.1:{port}"
+
+
 class Gateway:
     """A running promptmill: its URL, and the processes it consists of."""
 
@@ -181,9 +206,12 @@ def gateway(directory: Path, upstream_url: str) -> Iterator[Gateway]:
     (directory / "bench_manager.py").write_text(MANAGER)
     (directory / "config.yaml").write_text(
         "model_list:\n"
-        f"  - model_name: gpt-4\n    litellm_params: {{model: openai/gpt-4, api_base: {upstream_url}/v1, api_key: k}}\n"
-        f"  - model_name: streamed\n    litellm_params: {{model: openai/gpt-4, api_base: {upstream_url}/stream, api_key: k}}\n"
-        "litellm_settings:\n  callbacks: bench_manager.manager\n"
+        + "".join(
+            f"  - model_name: {name}\n"
+            f"    litellm_params: {{model: openai/gpt-4, api_base: {upstream_url}/{path}, api_key: k}}\n"
+            for name, path in (("gpt-4", "v1"), ("streamed", "stream"))
+        )
+        + "litellm_settings:\n  callbacks: bench_manager.manager\n"
     )
     promptmill = Path(sys.executable).with_name("promptmill")
     with ExitStack() as stack:
