@@ -64,9 +64,11 @@ def parse(path: Path) -> Node:
         raise ConfigurationError(f"{path.name} not found in {path.absolute().parent}; check the path") from None
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror}; the configuration must be a readable file") from None
-    loader = _Loader(data) if data.strip() else None
+    if not data.strip():
+        return Node({}, str(path), 1)
+    loader = _Loader(data)
     try:
-        root = loader.get_single_node() if loader else None
+        root = loader.get_single_node()
         if root is None:
             return Node({}, str(path), 1)
         if not isinstance(root, yaml.MappingNode):
@@ -79,8 +81,7 @@ def parse(path: Path) -> Node:
     except yaml.YAMLError as error:
         raise ConfigurationError(_syntax(error, path)) from None
     finally:
-        if loader:
-            loader.dispose()
+        loader.dispose()
     if builder.errors:
         raise ConfigurationError("\n".join(builder.errors))
     return built
