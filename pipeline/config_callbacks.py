@@ -22,7 +22,8 @@ OURS: Final = frozenset(["ingress", "pipeline", "workers"])
 """Our packages. A user's module of that name would be taken for ours, or ours for theirs."""
 
 _MOST_FILES: Final = 200
-_SCOPES: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.GeneratorExp, ast.ListComp)
+_COMPREHENSIONS: Final = (ast.GeneratorExp, ast.ListComp, ast.SetComp, ast.DictComp)
+_SCOPES: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, *_COMPREHENSIONS)
 _DYNAMIC: Final = frozenset(["globals", "vars", "locals", "exec", "eval", "setattr", "__import__"])
 
 
@@ -93,7 +94,8 @@ def _missing(directory: Path, path: str) -> str:
     *parts, attribute = path.split(".")
     file = source_file(directory, path)
     if file is None:
-        if _spec(parts) is not None:  # built in, or compiled: only importing it would tell more
+        spec = _spec(parts)
+        if spec is not None and spec.origin is not None:  # built in: only importing it would tell more
             return ""
         return f"{'/'.join(parts)}.py not found in {directory}; {_elsewhere(directory, attribute)}"
     try:

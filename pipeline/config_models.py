@@ -139,7 +139,14 @@ def _prompt(params: Section) -> dict[str, Any]:
 
 def _defaults(params: Section) -> dict[str, Any]:
     """Return the body fields among the keys nobody read, `extra_body` spread; LiteLLM's own keys are noticed."""
-    found: dict[str, Any] = dict(params.mapping("extra_body") or {})
+    found: dict[str, Any] = {}
+    for key, value in (params.mapping("extra_body") or {}).items():
+        if is_control(key) or params.knows(key):
+            params.notice(
+                "extra_body", f"{key!r} in it steers the gateway and is left out; give it outside of extra_body"
+            )
+        else:
+            found[key] = value
     for key in params.unread():
         if key in RESTRICTING["litellm_params"]:
             params.restricted(key)

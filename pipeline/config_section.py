@@ -18,6 +18,7 @@ from pipeline.yaml_source import Node
 T = TypeVar("T")
 
 _LOOKS_LIKE_A_VARIABLE: Final = re.compile(r"\$\{?[A-Za-z_]\w*\}?|os\.environ.*|%[A-Za-z_]\w*%", re.ASCII)
+_HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _USERINFO: Final = re.compile(r"://[^/@\s]*@")
 
 
@@ -69,6 +70,10 @@ class Section:
 
     def __contains__(self, key: str) -> bool:
         return key in self._nodes
+
+    def knows(self, key: str) -> bool:
+        """Whether a getter asked for `key`, present or not."""
+        return key in self._read
 
     def path(self, key: str) -> str:
         """Return the key's full name, for messages."""
@@ -158,9 +163,10 @@ class Section:
         for name, value in (self.mapping(key) or {}).items():
             if value is None:  # a variable that is not set, which is noted already
                 continue
-            if isinstance(value, dict | list | bool) or any(c in str(value) for c in "\r\n\0"):
-                self.error(key, f"the value of {name!r} is not a text of one line; give one, in quotes")
-                continue
+            if not _HEADER.fullmatch(name):
+                self.error(key, f"{name[:60]!r} is not a header's name; use letters, digits and `-`")
+            elif isinstance(value, dict | list | bool) or not (str(value).isprintable() and str(value).isascii()):
+                self.error(key, f"the value of {name!r} is not one line of ASCII text; give one, in quotes")
             found[name] = str(value)
         return found
 

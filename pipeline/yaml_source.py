@@ -80,6 +80,8 @@ def parse(path: Path) -> Node:
         built = builder.build(root, 1)
     except yaml.YAMLError as error:
         raise ConfigurationError(_syntax(error, path)) from None
+    except RecursionError:
+        raise ConfigurationError(f"{path}: nested too deeply to be a configuration; flatten it") from None
     finally:
         loader.dispose()
     if builder.errors:

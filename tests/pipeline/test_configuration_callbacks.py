@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from fakes.config_files import MODEL, ConfigFiles
@@ -58,8 +60,14 @@ def test_may_come_from_a_module_that_can_be_imported(files, path):
 
 
 def test_a_broken_module_in_the_way_counts_as_not_found(files, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "specless", None)
+    monkeypatch.setitem(sys.modules, "specless", ModuleType("specless"))
     assert "specless.py not found" in error(files, "specless.x")
+
+
+def test_a_directory_on_the_import_path_is_no_module(files, monkeypatch, tmp_path):
+    (tmp_path / "elsewhere" / "custom_prompt").mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path / "elsewhere"))
+    assert "custom_prompt.py not found" in error(files, "custom_prompt.manager")
 
 
 def test_a_missing_file_is_told_with_the_file_that_defines_the_name(files):
@@ -148,6 +156,7 @@ def test_every_way_to_define_a_name_is_understood(files, source):
         "def f():\n    manager = 1",
         "class C:\n    manager = 1",
         "x = [manager for manager in ()]",
+        "x = {manager: 1 for manager in ()}",
         "x = lambda manager: 1",
         "print(manager)",
         "x.manager = 1",

@@ -157,6 +157,14 @@ def test_body_fields_that_look_a_little_like_credentials_are_defaults(files, par
     assert list(only(files, f"model: m, {param}").defaults) == [param.split(":")[0]]
 
 
+@pytest.mark.parametrize("field", ["stream", "api_base", "api_key", "model", "prompt_id"])
+def test_the_extra_body_steers_nothing(files, field):
+    text = entries(f"model: m, extra_body: {{{field}: secret, top_k: 5}}")
+    assert files.load(text).deployments[0].defaults == {"top_k": 5}
+    (notice,) = files.notices(text)
+    assert f"litellm_params.extra_body: '{field}' in it steers the gateway" in notice
+
+
 def test_a_model_level_budget_ends_the_start(files):
     (error,) = files.errors(entries("model: m, max_budget: 5"))
     assert error.startswith("config.yaml:3: model_list[0].litellm_params.max_budget: max_budget restricts access")
@@ -235,8 +243,10 @@ def test_an_unset_variable_of_a_required_value_is_an_error(files):
         ("model: m, weight: true", "weight: 'true' is not a number"),
         ("model: m, mock_response: {a: 1}", "mock_response: a mapping is not a text"),
         ("model: m, extra_headers: [a]", "extra_headers: not a mapping"),
-        ("model: m, extra_headers: {X: [sk-secret]}", "extra_headers: the value of 'X' is not a text of one line"),
-        ('model: m, extra_headers: {X: "sk-secret\\r\\nY: 1"}', "extra_headers: the value of 'X' is not a text of one"),
+        ("model: m, extra_headers: {X: [sk-secret]}", "extra_headers: the value of 'X' is not one line of ASCII text"),
+        ("model: m, extra_headers: {X: sécret}", "extra_headers: the value of 'X' is not one line of ASCII text"),
+        ("model: m, extra_headers: {X Y: secret}", "extra_headers: 'X Y' is not a header's name"),
+        ('model: m, extra_headers: {X: "sk-secret\\r\\nY: 1"}', "extra_headers: the value of 'X' is not one line"),
         ("model: m, prompt_id: p, prompt_version: [1]", "prompt_version: a list is not a text"),
         ("model: m, prompt_id: p, prompt_variables: text", "prompt_variables: not a mapping"),
         (f"model: '{'m' * 80}\\n', rpm: x", "rpm: 'x' is not a number"),
@@ -245,7 +255,7 @@ def test_an_unset_variable_of_a_required_value_is_an_error(files):
 def test_wrong_values_are_errors_at_their_line_with_the_remedy(files, params, message):
     (error,) = files.errors(entries(params))
     assert error.startswith(f"config.yaml:3: model_list[0].litellm_params.{message}")
-    assert "secret" not in error
+    assert "cret" not in error
 
 
 def test_long_values_are_shortened_in_messages(files):

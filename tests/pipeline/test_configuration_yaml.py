@@ -109,6 +109,11 @@ def test_what_yaml_can_do_beyond_plain_values_is_refused(files, text, message):
         assert parse(files.write(text)).plain() == {"x": {"a": None, "b": None}}
 
 
+def test_nesting_without_end_is_an_error(files):
+    (error,) = files.errors("x: " + "[" * 2000 + "]" * 2000 + "\n")
+    assert "nested too deeply" in error
+
+
 def test_aliases_that_multiply_are_stopped(files, monkeypatch):
     monkeypatch.setattr(yaml_source, "MOST_NODES", 1000)
     lines = ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40)]
