@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
-import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 from anyio.abc import SocketAttribute, SocketStream
+from anyio.from_thread import start_blocking_portal
 
 HANG = object()
 """A step: say nothing more until the client leaves."""
@@ -238,27 +238,8 @@ def _head(status: int, headers: dict[str, str]) -> bytes:
 @contextlib.contextmanager
 def run_upstream_in_thread(*script: Script) -> Iterator[ScriptedUpstream]:
     """Serve a `ScriptedUpstream` from an event loop in its own thread, for tests that have none or a busy one."""
-    upstream = ScriptedUpstream(*script)
-    ready, stop = threading.Event(), threading.Event()
-
-    async def serve() -> None:
-        async with _serving(upstream):
-            ready.set()
-            while not stop.is_set():
-                await anyio.sleep(0.01)
-
-    thread = threading.Thread(target=lambda: anyio.run(serve), name="scripted-upstream", daemon=True)
-    thread.start()
-    if not ready.wait(5):
-        raise AssertionError("the scripted upstream did not start within 5 s")
-    try:
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(ScriptedUpstream(*script)) as upstream,
+    ):
         yield upstream
-    finally:
-        stop.set()
-        thread.join(5)
-
-
-@contextlib.asynccontextmanager
-async def _serving(upstream: ScriptedUpstream) -> AsyncIterator[None]:
-    async with upstream:
-        yield

@@ -42,17 +42,20 @@ class Said(msgspec.Struct, frozen=True):
     param: str | None = None
 
 
+_ABSENT: Final = msgspec.Raw()
+
+
 class _Body(msgspec.Struct):
-    error: msgspec.Raw | None = None
-    message: msgspec.Raw | None = None
-    detail: msgspec.Raw | None = None
+    error: msgspec.Raw = _ABSENT
+    message: msgspec.Raw = _ABSENT
+    detail: msgspec.Raw = _ABSENT
 
 
 class _Error(msgspec.Struct):
-    message: msgspec.Raw | None = None
-    type: msgspec.Raw | None = None
-    code: msgspec.Raw | None = None
-    param: msgspec.Raw | None = None
+    message: msgspec.Raw = _ABSENT
+    type: msgspec.Raw = _ABSENT
+    code: msgspec.Raw = _ABSENT
+    param: msgspec.Raw = _ABSENT
 
 
 _decode_body: Final = msgspec.json.Decoder(_Body).decode
@@ -64,7 +67,7 @@ def said(body: bytes) -> Said:
     """Return what an error body says: OpenAI's shape, a bare `error` text, `message` or `detail`; else nothing."""
     try:
         whole = _decode_body(body)
-        if whole.error is None:
+        if bytes(whole.error) in {b"", b"null"}:
             return Said(message=_text(whole.message) or _text(whole.detail))
         return said_in(bytes(whole.error))
     except (msgspec.DecodeError, RecursionError):
@@ -82,10 +85,10 @@ def said_in(error: bytes) -> Said:
     return Said(_text(fields.message), _text(fields.type), _text(fields.code), _text(fields.param) or None)
 
 
-def _text(value: msgspec.Raw | None) -> str:
+def _text(value: msgspec.Raw) -> str:
     """Return a string or number as text, anything else as nothing."""
     try:
-        plain = None if value is None else _decode_scalar(value)
+        plain = _decode_scalar(value)
     except msgspec.DecodeError:
         return ""
     return "" if plain is None else str(plain)

@@ -18,6 +18,7 @@ from workers.providers._hosts import Host, endpoint, read_hosts
 from workers.providers._sse import EventBuffer, events
 
 _DONE: Final = b"data: [DONE]\n\n"
+_ABSENT: Final = msgspec.Raw()
 _LAST_WORDS: Final = frozenset({"response.completed", "response.failed", "response.incomplete"})
 
 
@@ -33,7 +34,7 @@ class _Usage(msgspec.Struct):
 
 class _Whole(msgspec.Struct):
     object: str | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = _ABSENT
     usage: _Usage | None = None
 
 
@@ -44,14 +45,14 @@ class _Choice(msgspec.Struct):
 
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = _ABSENT
     usage: _Usage | None = None
 
 
 class _Event(msgspec.Struct):
     type: str = ""
     response: _Whole | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = _ABSENT
 
 
 _decode_whole: Final = msgspec.json.Decoder(_Whole).decode
@@ -165,7 +166,7 @@ class _ChunkReader(_Reader):
         except (msgspec.DecodeError, RecursionError):
             raise _not_json(self._endpoint) from None
         if _present(chunk.error):
-            return self._failed(bytes(chunk.error or b""))
+            return self._failed(bytes(chunk.error))
         for choice in chunk.choices or ():
             (self._open if choice.finish_reason is None else self._closed).add(choice.index)
         if chunk.usage:
@@ -196,7 +197,7 @@ class _ResponseReader(_Reader):
         except (msgspec.DecodeError, RecursionError):
             raise _not_json(self._endpoint) from None
         if event.type == "error" or (not event.type and _present(event.error)):
-            return self._failed(bytes(event.error) if event.error and _present(event.error) else content)
+            return self._failed(bytes(event.error) if _present(event.error) else content)
         if event.type in _LAST_WORDS:
             self.finished = True
             if event.response and event.response.usage:
@@ -211,8 +212,8 @@ class _ResponseReader(_Reader):
         return last
 
 
-def _present(error: msgspec.Raw | None) -> bool:
-    return error is not None and bytes(error) != b"null"
+def _present(error: msgspec.Raw) -> bool:
+    return bytes(error) not in {b"", b"null"}
 
 
 def _lenient(body: bytes, endpoint: Endpoint) -> _Whole:
@@ -221,7 +222,7 @@ def _lenient(body: bytes, endpoint: Endpoint) -> _Whole:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except msgspec.DecodeError:
         raise _not_json(endpoint) from None
-    return _Whole(error=fields.get("error"))
+    return _Whole(error=fields.get("error", _ABSENT))
 
 
 def _not_json(endpoint: Endpoint) -> UpstreamGarbled:

@@ -1,0 +1,144 @@
+"""What a provider's refusal becomes."""
+
+from __future__ import annotations
+
+import email.utils
+import time
+
+import pytest
+
+from pipeline.errors import (
+    UpstreamAuthFailed,
+    UpstreamBusy,
+    UpstreamGarbled,
+    UpstreamOverloaded,
+    UpstreamRejected,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from workers.providers._dialect import Endpoint
+from workers.providers._errors import MESSAGE_LIMIT, Said, provider_error, retry_after, said, scrubbed
+
+ENDPOINT = Endpoint(prefix="groq", urls={}, headers={}, secret="my+secret")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "shown", "retryable"),
+    [
+        (401, UpstreamAuthFailed, 502, True),
+        (403, UpstreamAuthFailed, 502, True),
+        (408, UpstreamTimeout, 504, True),
+        (409, UpstreamUnavailable, 502, True),
+        (425, UpstreamUnavailable, 502, True),
+        (429, UpstreamOverloaded, 429, True),
+        (500, UpstreamUnavailable, 502, True),
+        (502, UpstreamUnavailable, 502, True),
+        (503, UpstreamBusy, 503, True),
+        (504, UpstreamTimeout, 504, True),
+        (529, UpstreamBusy, 503, True),
+        (400, UpstreamRejected, 400, False),
+        (404, UpstreamRejected, 404, False),
+        (422, UpstreamRejected, 422, False),
+        (301, UpstreamGarbled, 502, True),
+        (204, UpstreamGarbled, 502, True),
+    ],
+)
+def test_each_status_has_its_error(status: int, kind: type, shown: int, retryable: bool) -> None:
+    error = provider_error(status, {}, Said(message="words"), ENDPOINT)
+    assert type(error) is kind
+    assert error.fields().status == shown
+    assert error.retryable is retryable
+    assert error.upstream_status == status
+
+
+def test_a_rejection_keeps_the_providers_words() -> None:
+    body = b'{"error":{"message":"too long","type":"invalid_request_error","code":"context_length","param":"messages"}}'
+    fields = provider_error(400, {}, said(body), ENDPOINT).fields()
+    assert (fields.message, fields.type, fields.code, fields.param) == (
+        "too long",
+        "invalid_request_error",
+        "context_length",
+        "messages",
+    )
+    assert fields.should_retry is False
+
+
+def test_a_rejection_without_words_says_who_and_what() -> None:
+    fields = provider_error(422, {}, said(b"<html>"), ENDPOINT).fields()
+    assert "groq refused the request with 422" in fields.message
+    assert (fields.type, fields.code, fields.param) == ("invalid_request_error", "upstream_rejected", None)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"error":"plain"}', "plain"),
+        (b'{"message":"top"}', "top"),
+        (b'{"detail":"fastapi"}', "fastapi"),
+        (b'{"detail":[{"loc":1}]}', ""),
+        (b'{"error":{"message":{"a":1}}}', ""),
+        (b'{"error":[1]}', ""),
+        (b'{"error":{"message":', ""),
+        (b"[]", ""),
+        (b"\xff", ""),
+    ],
+)
+def test_errors_of_many_shapes_are_read(body: bytes, message: str) -> None:
+    assert said(body).message == message
+
+
+def test_a_refused_key_is_the_operators_and_says_so() -> None:
+    error = provider_error(401, {}, Said(message="Incorrect API key: my+secret"), ENDPOINT)
+    assert "refused the key of this deployment" in error.message
+    assert "my+secret" not in error.message
+    assert "operator" in error.hint
+    assert error.fields().code == "upstream_auth_failed"
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["my+secret", "sk-proj-abcdef123", "Bearer abc.def-123", "gsk_abcdefgh", "AKIAABCDEFGHIJKLMNOP", "sk-abc***wxyz"],
+)
+def test_whatever_looks_like_a_key_is_redacted(secret: str) -> None:
+    assert scrubbed(f"Incorrect API key provided: {secret}.", "my+secret").startswith(
+        "Incorrect API key provided: [redacted]"
+    )
+    assert secret not in scrubbed(f"x {secret} y", "my+secret")
+
+
+def test_ordinary_words_are_not_redacted() -> None:
+    text = "the task-based key_of model sk- is risky; max_tokens must be <= 4096"
+    assert scrubbed(text, None) == text
+
+
+def test_a_rejections_type_code_and_param_are_scrubbed_too() -> None:
+    told = Said(message="m", type="my+secret", code="sk-abcdefghijk", param="my+secret")
+    fields = provider_error(400, {}, told, ENDPOINT).fields()
+    assert (fields.type, fields.code, fields.param) == ("[redacted]",) * 3
+
+
+def test_a_long_message_is_cut() -> None:
+    assert len(scrubbed("long " * 5000, None)) == MESSAGE_LIMIT + 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "3"}, 3.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
+        ({"retry-after-ms": "soon", "retry-after": "9"}, 9.0),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "tomorrow"}, None),
+        ({}, None),
+    ],
+)
+def test_retry_after_is_read_in_seconds_and_milliseconds(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after(headers) == seconds
+
+
+def test_retry_after_may_be_a_date() -> None:
+    soon = email.utils.formatdate(time.time() + 30, usegmt=True)
+    assert 27 < (retry_after({"retry-after": soon}) or 0) <= 30
+    assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
