@@ -37,7 +37,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     after: dict[str, Any]
 
 
-def _target(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[Path, str]:
+def _target(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tuple[Path, str]:
     """Read `FILE.py:OBJECT`."""
     file, _, attribute = value.rpartition(":")
     if not file or not attribute:
@@ -48,7 +48,7 @@ def _target(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple
     return path, attribute
 
 
-def _texts(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+def _texts(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     """Read `KEY=VALUE` pairs."""
     pairs = [value.partition("=") for value in values]
     if wrong := [value for value, (key, found, _) in zip(values, pairs, strict=True) if not key or not found]:
@@ -56,12 +56,12 @@ def _texts(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
     return {key: text for key, _, text in pairs}
 
 
-def _values(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+def _values(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
     """Read `KEY=JSON` pairs."""
-    return {key: _json(f"the value of {key}", text) for key, text in _texts(ctx, parameter, values).items()}
+    return {key: _json(f"the value of {key}", text) for key, text in _texts(_ctx, _parameter, values).items()}
 
 
-def _messages(ctx: click.Context, parameter: click.Parameter, value: str) -> list[Any]:
+def _messages(_ctx: click.Context, _parameter: click.Parameter, value: str) -> list[Any]:
     """Read a JSON list of messages, or `@file` that holds one."""
     try:
         text = Path(value[1:]).read_text("utf-8") if value.startswith("@") else value
