@@ -188,7 +188,9 @@ class TestEnvironmentVariables:
             "4: environment_variables.COPY: the variable ORIGINAL is not set; it counts as absent"
         ]
 
-    @pytest.mark.parametrize("name", ["PATH", "LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "HOME", "SHELL", "path"])
+    @pytest.mark.parametrize(
+        "name", ["PATH", "LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "HOME", "SHELL", "path", "PROMPTMILL_DATA_DIR"]
+    )
     def test_that_decide_what_a_process_loads_are_refused(self, files, name):
         (error,) = files.errors(MODEL + f"environment_variables:\n  {name}: /tmp/evil\n")
         assert error.startswith(f"config.yaml:5: environment_variables.{name}: decides what a process loads")
