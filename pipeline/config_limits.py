@@ -161,7 +161,7 @@ def _within(own: Section, key: str, value: float, limit: str, most: float) -> No
 
 
 def _prompts(own: Section) -> PromptSettings:
-    fields = {"timeout": own.read("prompt_timeout", seconds), "slots": own.read("prompt_slots", _COUNT)}
+    fields: dict[str, Any] = {"timeout": own.read("prompt_timeout", seconds), "slots": own.read("prompt_slots", _COUNT)}
     return PromptSettings(
         environment=own.texts("prompt_env"),
         accept_ignored=own.texts("accept_ignored"),
