@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 
 import anyio
 import click
-from pipeline.startup import load_settings, redis_url
 
 from ingress.auth import Keyring
 from ingress.server import bind, inherited_socket, serve
@@ -16,6 +14,7 @@ from pipeline import logs
 from pipeline.errors import ConfigurationError
 from pipeline.exposure import check_exposure
 from pipeline.settings import Settings
+from pipeline.startup import load_settings, redis_url, refuse
 from pipeline.transport.client import open_client
 
 
@@ -29,12 +28,11 @@ def ingress(config: str | None, host: str, port: int, data_dir: str | None, debu
     """Take HTTP requests in, and hand their answers out."""
     settings = load_settings(config, data_dir)
     logs.configure(debug=debug)
-    url = redis_url(settings)
     try:
+        url = redis_url(settings)
         bound = _socket(settings, host, port)
     except ConfigurationError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        refuse(error)
     anyio.run(_run, settings, url, bound, backend_options={"use_uvloop": True})
 
 

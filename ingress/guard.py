@@ -15,7 +15,7 @@ from pipeline.errors import (
     MethodNotAllowed,
     NotFound,
     PipelineError,
-    TransportUnavailable,
+    ShuttingDown,
     Unauthenticated,
 )
 
@@ -46,7 +46,7 @@ class Guard:
             await _refuse(exchange, *_not_routed(exchange, error))
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):  # the drain is over: a last word, then the server cuts us off
-                await _refuse(exchange, TransportUnavailable("the gateway is restarting; try again", retry_after=1))
+                await _refuse(exchange, ShuttingDown("the gateway is restarting; try again", retry_after=1))
             raise
         except Exception as error:  # the ingress error handler: a bug must not reach the client
             log.error("request failed", request_id=exchange.id, endpoint=exchange.endpoint, exc_info=error)

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 import uvicorn
+from starlette.applications import Starlette
 
 from ingress.app import build_app
 from ingress.edge import Edge
@@ -82,7 +83,13 @@ class Server(uvicorn.Server):
 async def serve(settings: Settings, transport: TransportClient, bound: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is held, for up to `settings.ingress.drain` seconds."""
     app = build_app(settings, transport)
-    config = uvicorn.Config(
+    await Server(server_config(app, settings.ingress.drain), app.state.edge).serve(sockets=[bound])
+    log.info("ingress drained")
+
+
+def server_config(app: Starlette, drain: float) -> uvicorn.Config:
+    """Return how uvicorn is run: nothing logged per request, nothing believed that a proxy may have written."""
+    return uvicorn.Config(
         app,
         http=BoundedProtocol,
         ws="none",
@@ -93,7 +100,5 @@ async def serve(settings: Settings, transport: TransportClient, bound: socket.so
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=math.ceil(settings.ingress.drain),
+        timeout_graceful_shutdown=math.ceil(drain),
     )
-    await Server(config, app.state.edge).serve(sockets=[bound])
-    log.info("ingress drained")

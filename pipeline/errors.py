@@ -22,6 +22,7 @@ PipelineError
 ├─ ConfigMismatch          503   this worker's configuration does not know the job's model
 ├─ DeadlineExceeded        504, never retried
 ├─ WorkerLost              502, a worker died while it streamed
+├─ ShuttingDown            503, the ingress process stopped before the answer came
 ├─ Cancelled               499, the client left
 ├─ InternalError           500, a bug of ours: the job is a dead letter
 ├─ TransportError          503, Redis trouble; the job stays put
@@ -300,6 +301,14 @@ class WorkerLost(PipelineError):
     status = 502
     code = "worker_lost"
     should_retry = False
+
+
+class ShuttingDown(PipelineError):
+    """The process that held the request is being stopped."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "shutting_down"
 
 
 class Cancelled(PipelineError):

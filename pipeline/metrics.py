@@ -48,7 +48,7 @@ def _histograms(name: str, text: str, *labels: str) -> Children:
 REQUESTS: Final = _counters("requests", "HTTP requests answered.", "endpoint", "status")
 REFUSALS: Final = _counters("refusals", "Requests the ingress refused, by error code.", "code")
 REQUEST_SECONDS: Final = _histograms("request_seconds", "From the first header to the last byte.", "endpoint")
-REQUESTS_IN_FLIGHT: Final = _gauges("requests_in_flight", "Requests being answered.", "endpoint")
+REQUESTS_IN_FLIGHT: Final = _gauges("requests_in_flight", "Requests being answered.", "kind")
 JOBS: Final = _counters("jobs", "Jobs settled, by stage and outcome.", "stage", "lane", "outcome")
 JOB_SECONDS: Final = _histograms("job_seconds", "One delivery's time in its stage.", "stage", "lane")
 QUEUE_SECONDS: Final = _histograms("queue_seconds", "A job's wait for its stage.", "stage", "lane")

@@ -1,0 +1,46 @@
+"""Samples of several processes, merged into one exposition."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from pipeline import metrics
+
+
+def test_samples_keep_their_process_and_values() -> None:
+    metrics.JOBS["dispatch", "live", "done"].inc(3)
+    metrics.REQUEST_SECONDS["chat",].observe(0.2)
+    before = metrics.snapshot()
+    metrics.JOBS["dispatch", "live", "done"].inc()
+    text = metrics.render([("a", before), ("b", metrics.snapshot())]).decode()
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    jobs = {s.labels["process"]: s.value for s in families["promptmill_jobs"].samples if s.labels["outcome"] == "done"}
+    assert jobs["b"] - jobs["a"] == 1
+    seconds = families["promptmill_request_seconds"]
+    assert seconds.type == "histogram"
+    assert any(s.name.endswith("_bucket") and s.labels["le"] == "+Inf" for s in seconds.samples)
+    assert "process_cpu_seconds" in families
+    assert "_created" not in text
+
+
+def test_a_family_that_two_releases_type_differently_is_shown_once() -> None:
+    gauge = metrics.gauge_snapshot({"jobs": {"dispatch": 1.0}})
+    text = metrics.render([("old", metrics.snapshot()), ("new", gauge)]).decode()
+    assert text.count("# TYPE promptmill_jobs_total counter") == 1
+    assert 'process="new"' not in text
+
+
+def test_what_does_not_decode_is_left_out() -> None:
+    assert metrics.render([("broken", b"\xc1"), ("other", b"\x01")]) == b""
+
+
+def test_gauges_of_the_fleet_have_no_empty_families() -> None:
+    text = metrics.render(
+        [(metrics.FLEET, metrics.gauge_snapshot({"backlog": {"resolve": 2}, "workers": {}}))]
+    ).decode()
+    assert 'promptmill_backlog{process="fleet",stage="resolve"} 2.0' in text
+    assert "workers" not in text
+
+
+def test_a_metrics_child_is_made_once() -> None:
+    assert metrics.CLAIMS["dispatch",] is metrics.CLAIMS["dispatch",]
