@@ -160,6 +160,11 @@ class StageRunner:
         metrics.DEAD_LETTERS[self._spec.name, reason.partition(":")[0]].inc()
         return Dead(error, reason, self._transport.keep_dead_bodies)
 
+    def _bug(self, delivery: HeldDelivery, error: BaseException) -> Dead:
+        log.exception("stage failed", job=delivery.job.id, stage=self._spec.name, error=type(error).__name__)
+        failure = InternalError("promptmill failed on this request", hint="It is kept as a dead letter.")
+        return self._dead(delivery, failure, f"bug: {type(error).__name__}")
+
     async def _guard(self, delivery: HeldDelivery) -> Effect | None:
         """Run the stage on a delivery; None when the delivery is not ours to settle any more."""
         effect: Effect | None = None
@@ -169,10 +174,11 @@ class StageRunner:
                 effect = await self._handle(delivery)
             except PipelineError as error:
                 effect = Fail(error)
+            except anyio.get_cancelled_exc_class() as error:
+                await anyio.lowlevel.checkpoint_if_cancelled()  # ours goes on to the scope
+                effect = self._bug(delivery, error)  # a library's own would end the whole task group
             except Exception as error:  # what a stage raises is a bug: one job ends, not the process
-                log.exception("stage failed", job=delivery.job.id, stage=self._spec.name, error=type(error).__name__)
-                failure = InternalError("promptmill failed on this request", hint="It is kept as a dead letter.")
-                effect = self._dead(delivery, failure, f"bug: {type(error).__name__}")
+                effect = self._bug(delivery, error)
         lane = delivery.source.lane
         self._seconds[lane].observe(time.monotonic() - started)
         self._queued[lane].observe(delivery.queued_ms / 1000)

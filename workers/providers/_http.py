@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -98,6 +99,15 @@ class Stream:
                 pass
 
 
+async def _own_cancellation() -> None:
+    """
+    Raise anyio's own cancellation, if this task is cancelled.
+
+    pyreqwest answers a cancellation with a CancelledError of its own making, which no cancel scope takes for its own.
+    """
+    await anyio.lowlevel.checkpoint_if_cancelled()
+
+
 class Sender:
     """Sends calls over one connection pool; `async with` closes it."""
 
@@ -117,12 +127,16 @@ class Sender:
         """Return the whole answer within `timeout` seconds. Raises UpstreamError."""
         with _Errors(timeout):
             prepared = self._prepare(request).timeout(timedelta(seconds=timeout)).build_streamed()
-            async with prepared as response:
-                content_type = response.get_header("content-type") or ""
-                status = response.status
-                if status == 200:
-                    return Received(status, await self._read(response), content_type)
-                return Received(status, await _read_some(response), content_type, _headers(response))
+            try:
+                async with prepared as response:
+                    content_type = response.get_header("content-type") or ""
+                    status = response.status
+                    if status == 200:
+                        return Received(status, await self._read(response), content_type)
+                    return Received(status, await _read_some(response), content_type, _headers(response))
+            except asyncio.CancelledError:
+                await _own_cancellation()
+                raise
 
     async def _read(self, response: Response) -> bytes:
         length = response.get_header("content-length")
@@ -140,8 +154,12 @@ class Sender:
         """
         with _Errors(total), anyio.move_on_after(between) as scope:
             builder = self._prepare(request).timeout(timedelta(seconds=total)).streamed_read_buffer_limit(0)
-            async with builder.build_streamed() as response:
-                yield Stream(response, scope, between)
+            try:
+                async with builder.build_streamed() as response:
+                    yield Stream(response, scope, between)
+            except asyncio.CancelledError:
+                await _own_cancellation()
+                raise
         if scope.cancelled_caught:
             hint = "raise `stream_timeout` of the model if it needs longer"
             raise UpstreamTimeout(f"the provider sent nothing for {between:.3g} s", hint=hint)
