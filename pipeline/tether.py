@@ -7,6 +7,9 @@ import os
 import signal
 import sys
 
+PARENT_VARIABLE = "PROMPTMILL_PARENT"
+"""Process id of the `up` that started a process of the gateway."""
+
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>; kept over execve, cleared in forked children
 
 

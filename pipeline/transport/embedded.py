@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -105,6 +106,12 @@ def answers(path: Path, timeout: float = 1.0) -> bool:
         client.sendall(b"PING\r\n")
         return client.recv(64).startswith(b"+PONG")
     return False
+
+
+def without_credentials(url: str) -> str:
+    """Return the address of a server as it may be shown."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
 def last_words(server: EmbeddedServer) -> str:

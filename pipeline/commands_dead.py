@@ -1,0 +1,79 @@
+"""The commands `dead list|show|drop`: jobs that no consumer could finish."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import anyio
+import click
+import msgspec
+
+from pipeline import startup
+from pipeline.transport.deadletters import DeadLetter, drop_dead, list_dead, read_dead
+
+
+@click.group(short_help="List, show or drop dead letters.")
+@click.option("--config", "-c", metavar="FILE", help="The configuration; PROMPTMILL_CONFIG names it as well.")
+@click.option("--data-dir", metavar="DIR", help="Data directory of the gateway; default: .promptmill.")
+@click.pass_context
+def dead(context: click.Context, config: str | None, data_dir: str | None) -> None:
+    """
+    List, show or drop dead letters: jobs that no consumer could finish.
+
+    Exit codes: 0 ok, 1 there is no such dead letter, 2 wrong usage or configuration, 3 Redis cannot be reached.
+    """
+    context.obj = lambda: startup.find_redis(config, data_dir)
+
+
+@dead.command("list", short_help="List them, newest first.")
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="At most so many.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@click.pass_context
+def list_(context: click.Context, limit: int, as_json: bool) -> int:
+    """List dead letters, newest first."""
+    letters = anyio.run(list_dead, context.obj(), limit)
+    for letter in letters:
+        click.echo(msgspec.json.encode(letter) if as_json else _line(letter))
+    if not letters:
+        click.echo("no dead letters", err=True)
+    return 0
+
+
+@dead.command(short_help="Show one.")
+@click.argument("id")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def show(context: click.Context, id: str, as_json: bool) -> int:  # noqa: A002 - the name users read in the help
+    """Show the dead letter ID."""
+    letter = anyio.run(read_dead, context.obj(), id)
+    if letter is None:
+        click.echo(f"there is no dead letter {id}; `promptmill dead list` shows what there is", err=True)
+        return 1
+    if as_json:
+        click.echo(msgspec.json.encode(letter))
+    else:
+        facts = {**msgspec.structs.asdict(letter), "at": _time(letter)}
+        click.echo("\n".join(f"{name:<12}{value}" for name, value in facts.items()))
+    return 0
+
+
+@dead.command(short_help="Remove some, or all.")
+@click.argument("ids", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Remove all of them.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def drop(context: click.Context, ids: tuple[str, ...], everything: bool, as_json: bool) -> int:
+    """Remove the dead letters IDS. Their jobs are not run again."""
+    if bool(ids) == everything:
+        raise click.UsageError("name the dead letters to remove, or give --all")
+    dropped = anyio.run(drop_dead, context.obj(), None if everything else ids)
+    click.echo(msgspec.json.encode({"dropped": dropped}) if as_json else f"{dropped} removed")
+    return 0 if everything or dropped == len(ids) else 1
+
+
+def _line(letter: DeadLetter) -> str:
+    return f"{letter.id:<22}{_time(letter):<22}{letter.stage:<10}{letter.model:<24}{letter.reason}"
+
+
+def _time(letter: DeadLetter) -> str:
+    return datetime.fromtimestamp(letter.at / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -1,0 +1,65 @@
+"""The command `status`: what runs, what waits, and what died."""
+
+from __future__ import annotations
+
+import time
+
+import anyio
+import click
+import msgspec
+
+from pipeline import startup
+from pipeline.transport.client import STAGES
+from pipeline.transport.overview import Overview, read_overview
+
+
+@click.command(short_help="Show processes, backlogs and dead letters.")
+@click.option("--config", "-c", metavar="FILE", help="The configuration; PROMPTMILL_CONFIG names it as well.")
+@click.option("--data-dir", metavar="DIR", help="Data directory of the gateway; default: .promptmill.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def status(config: str | None, data_dir: str | None, as_json: bool) -> int:
+    """
+    Show processes, backlogs and dead letters.
+
+    The gateway is found by REDIS_URL, by the configuration, or by its data directory.
+    Exit codes: 0 every part has a process, 1 one has none, 2 nothing says where Redis is, 3 it cannot be reached.
+    """
+    overview = anyio.run(read_overview, startup.find_redis(config, data_dir), STAGES)
+    if as_json:
+        click.echo(msgspec.json.encode(overview))
+    else:
+        click.echo("\n".join(table(overview)))
+    return 1 if absent(overview) else 0
+
+
+def absent(overview: Overview) -> list[str]:
+    """Return the parts of the gateway that no process serves."""
+    there = {stage for process in overview.processes for stage in process.stages}
+    there |= {process.role for process in overview.processes}
+    return [part for part in ("ingress", *STAGES) if part not in there]
+
+
+def table(overview: Overview) -> list[str]:
+    """Return the overview as lines for people."""
+    lines = [f"redis    {overview.server}", "", f"{'PROCESS':<48}{'SERVES':<20}{'PID':>8}  {'UP':>8}  HOST"]
+    now = time.time() * 1000
+    for process in overview.processes:
+        serves = ", ".join(process.stages) or process.role
+        up = duration(max(0.0, now - process.started) / 1000)
+        lines.append(f"{process.consumer:<48}{serves:<20}{process.pid:>8}  {up:>8}  {process.host}")
+    lines += [f"(no process for {part}: start one, for example with `promptmill up`)" for part in absent(overview)]
+    lines += ["", f"{'STAGE':<20}{'WAITING':>10}{'IN FLIGHT':>11}{'PUT OFF':>9}{'OLDEST':>10}{'BYTES':>12}"]
+    for stage in overview.stages:
+        name = f"{stage.stage} ({stage.lane})"
+        oldest = duration(stage.oldest_seconds)
+        lines.append(f"{name:<20}{stage.backlog:>10}{stage.pending:>11}{stage.delayed:>9}{oldest:>10}{stage.bytes:>12}")
+    more = "   (promptmill dead list)" if overview.dead else ""
+    return [*lines, "", f"dead letters  {overview.dead}{more}"]
+
+
+def duration(seconds: float) -> str:
+    """Return `seconds` for people."""
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,113 @@
+"""What `up` says once the gateway is ready: where it is, what it serves, and a first call to try."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from pipeline import check
+from pipeline.settings import Key, Settings
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True):
+    """The facts of a gateway that is ready."""
+
+    version: str
+    url: str
+    settings: Settings
+    environment: Mapping[str, str]
+    redis: str
+    """Which server, and where, without credentials."""
+    processes: Mapping[str, int]
+    managers: tuple[Mapping[str, Any], ...]
+    """The facts about each callback, as `workers.prompts.describe` reports them."""
+    example: Mapping[str, Any]
+    """Further fields of the request to try."""
+
+
+def show(ready: Ready) -> None:
+    """Write the screen to standard error; in colour on a terminal, unless NO_COLOR is set."""
+    if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
+        from rich.console import Console  # noqa: PLC0415 - takes 70 ms, which a process without a terminal saves
+        from rich.text import Text  # noqa: PLC0415 - as above
+
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        for label, value in lines(ready):
+            console.print(Text.assemble((f"  {label:<10}", "bold cyan"), value))
+    else:
+        sys.stderr.write("".join(f"  {label:<10}{value}".rstrip() + "\n" for label, value in lines(ready)))
+        sys.stderr.flush()
+
+
+def lines(ready: Ready) -> list[tuple[str, str]]:
+    """Return the screen as labels and values."""
+    counts = ", ".join(f"{name} {count}" for name, count in ready.processes.items())
+    rows = [
+        ("", ""),
+        ("ready", f"{ready.url}/v1   (promptmill {ready.version})"),
+        ("key", _key(ready.settings.keys)),
+        ("redis", ready.redis),
+        ("processes", counts),
+    ]
+    rows += _labelled("models", _models(ready))
+    rows += _labelled("managers", [_manager(facts) for facts in ready.managers])
+    rows += _labelled("note", [_place(n.file, n.line) + n.message for n in ready.settings.notices])
+    return [*rows, ("", ""), ("try", curl(ready)), ("stop", "Ctrl-C"), ("", "")]
+
+
+def request(ready: Ready) -> dict[str, Any]:
+    """Return the body of a first request: the first model that can be used, and `example`."""
+    usable = [d for d in ready.settings.deployments if not check.disabled(d, ready.environment)]
+    named = [d.model_name for d in usable or ready.settings.deployments if "*" not in d.model_name]
+    return {
+        "model": named[0] if named else "MODEL",
+        "messages": [{"role": "user", "content": "hi"}],
+        **ready.example,
+    }
+
+
+def curl(ready: Ready) -> str:
+    """Return a command that asks the gateway something; a key is named, never shown."""
+    words = [f"curl {ready.url}/v1/chat/completions", "-H 'Content-Type: application/json'"]
+    if ready.settings.keys:
+        variable = next((v.variable for key in ready.settings.keys for v in key.values if v.variable), None)
+        words.append(f'-H "Authorization: Bearer {f"${variable}" if variable else "YOUR-KEY"}"')
+    words.append(f"-d {shlex.quote(json.dumps(request(ready)))}")
+    return " \\\n              ".join(words)
+
+
+def _labelled(label: str, values: Iterable[str]) -> list[tuple[str, str]]:
+    return [(label if first else "", value) for first, value in zip([True, *[False] * 10_000], values, strict=False)]
+
+
+def _key(keys: tuple[Key, ...]) -> str:
+    if not keys:
+        return "any (loopback only)"
+    sources = [next((f"from ${v.variable}" for v in key.values if v.variable), "configured") for key in keys]
+    return ", ".join(f"{key.name} ({source})" for key, source in zip(keys, sources, strict=True))
+
+
+def _models(ready: Ready) -> list[str]:
+    found = []
+    for model in check.report(ready.settings, ready.environment).models:
+        reasons = [deployment.disabled for deployment in model.deployments if deployment.disabled]
+        targets = ", ".join(dict.fromkeys(deployment.model for deployment in model.deployments))
+        off = "disabled" if len(reasons) == len(model.deployments) else "partly disabled"
+        found.append(f"{model.name} -> {targets}" + (f"   {off}: {reasons[0]}" if reasons else ""))
+    return found or ["none; add some under model_list"]
+
+
+def _manager(facts: Mapping[str, Any]) -> str:
+    ignored = facts.get("ignored") or ()
+    without = f"   its {', '.join(ignored)} does not run here" if ignored else ""
+    return f"{facts['path']} ({facts.get('kind', 'prompt manager')}){without}"
+
+
+def _place(file: str, line: int) -> str:
+    return f"{file}:{line}: " if file and line else f"{file}: " if file else ""
