@@ -116,7 +116,7 @@ def _split(name: str, command: str, source: str) -> list[str]:
         words = shlex.split(command)
     except ValueError as error:
         raise ConfigurationError(
-            f"{source}: the command of {name!r} cannot be read ({error}); quote it right"
+            f"{source}: the command of {name!r} cannot be read ({error}); mind the quotes"
         ) from None
     if not words or _SHELL & set(words):
         raise ConfigurationError(f"{source}: the command of {name!r} needs a shell; put it into a script")

@@ -111,7 +111,7 @@ def answers(path: Path, timeout: float = 1.0) -> bool:
 def without_credentials(url: str) -> str:
     """Return the address of a server as it may be shown."""
     parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def last_words(server: EmbeddedServer) -> str:
