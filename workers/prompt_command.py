@@ -130,8 +130,9 @@ async def _try(target: tuple[Path, str], timeout: float, **options: Any) -> Tria
     file, attribute = target
     manager = _load(file, attribute)
     request = _request(**options)
-    async with open_isolation(1, timeout, _ignore) as isolation:
-        result = await consult(managers([manager]), isolation, request)
+    result = await _ask(manager, request, timeout)
+    if isinstance(result, PipelineError):
+        raise result
     before = msgspec.json.decode(encode_json(request.body))
     return Trial(
         manager=manager.path,
@@ -140,6 +141,15 @@ async def _try(target: tuple[Path, str], timeout: float, **options: Any) -> Tria
         before=before,
         after=_after(request, result),
     )
+
+
+async def _ask(manager: Manager, request: HookRequest, timeout: float) -> HookResult | PipelineError:
+    """Return the result, or the error: raised in here it would come out wrapped in an exception group."""
+    async with open_isolation(1, timeout, _ignore) as isolation:
+        try:
+            return await consult(managers([manager]), isolation, request)
+        except PipelineError as error:
+            return error
 
 
 def _load(file: Path, attribute: str) -> Manager:
