@@ -39,9 +39,9 @@ def show(ready: Ready) -> None:
 
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         for label, value in lines(ready):
-            console.print(Text.assemble((f"  {label:<10}", "bold cyan"), value))
+            console.print(Text.assemble((f"  {label:<11}", "bold cyan"), value))
     else:
-        sys.stderr.write("".join(f"  {label:<10}{value}".rstrip() + "\n" for label, value in lines(ready)))
+        sys.stderr.write("".join(f"  {label:<11}{value}".rstrip() + "\n" for label, value in lines(ready)))
         sys.stderr.flush()
 
 
@@ -79,7 +79,7 @@ def curl(ready: Ready) -> str:
         variable = next((v.variable for key in ready.settings.keys for v in key.values if v.variable), None)
         words.append(f'-H "Authorization: Bearer {f"${variable}" if variable else "YOUR-KEY"}"')
     words.append(f"-d {shlex.quote(json.dumps(request(ready)))}")
-    return " \\\n              ".join(words)
+    return " \\\n               ".join(words)
 
 
 def _labelled(label: str, values: Iterable[str]) -> list[tuple[str, str]]:
