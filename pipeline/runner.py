@@ -30,6 +30,9 @@ from pipeline.transport.writes import Dead, Drop, Effect
 FLUSH_LIMIT: Final = 10.0
 """Seconds a stopping process tries to write its last outcomes."""
 
+HAND_BACK_LIMIT: Final = 2.0
+LEAVE_LIMIT: Final = 2.0
+
 log = logs.logger("runner")
 
 
@@ -101,7 +104,7 @@ class StageRunner:
         async with anyio.create_task_group() as handlers:
             await self._fetch(handlers, stop)
             handlers.start_soon(self._drain, handlers, grace)
-        await self._hand_back()
+        await self._hand_back(self._stream.held)
 
     async def _fetch(self, handlers: TaskGroup, stop: Stop) -> None:
         while not stop:
@@ -109,7 +112,11 @@ class StageRunner:
                 await self._slots.wait()
                 continue
             # A slot first, a job second: never hold what we cannot run. The read is never cancelled, only short.
-            for delivery in await self._stream.fetch(self._slots.free):
+            deliveries = await self._stream.fetch(self._slots.free)
+            if stop and deliveries:  # asked to stop while they came: others can have them at once
+                await self._hand_back(deliveries)
+                return
+            for delivery in deliveries:
                 self._slots.take()
                 handlers.start_soon(self._deliver, delivery)
 
@@ -121,13 +128,12 @@ class StageRunner:
         for delivery in self._stream.held:
             delivery.stop(End.STOPPED)
 
-    async def _hand_back(self) -> None:
-        if held := self._stream.held:
-            with anyio.move_on_after(2, shield=True):
-                try:
-                    await self._stream.release(held)
-                except TransportError as error:
-                    log.warning("not handed back, their leases run out", count=len(held), error=str(error))
+    async def _hand_back(self, deliveries: Sequence[HeldDelivery]) -> None:
+        with anyio.move_on_after(HAND_BACK_LIMIT, shield=True):
+            try:
+                await self._stream.release(deliveries)
+            except TransportError as error:
+                log.warning("not handed back, their leases run out", count=len(deliveries), error=str(error))
 
     async def _deliver(self, delivery: HeldDelivery) -> None:
         try:
@@ -136,7 +142,7 @@ class StageRunner:
                 effect = await self._guard(delivery)
             if effect is not None:
                 self._transport.writer.settle(delivery, effect)
-            if effect is not None or delivery.end is End.LOST:
+            elif delivery.end is End.LOST:
                 self._stream.forget(delivery)
         finally:
             self._slots.give()
@@ -161,12 +167,15 @@ class StageRunner:
         return Dead(error, reason, self._transport.keep_dead_bodies)
 
     def _bug(self, delivery: HeldDelivery, error: BaseException) -> Dead:
-        log.exception("stage failed", job=delivery.job.id, stage=self._spec.name, error=type(error).__name__)
+        name = type(error).__name__
+        log.error("stage failed", job=delivery.job.id, stage=self._spec.name, error=name, exc_info=error)
         failure = InternalError("promptmill failed on this request", hint="It is kept as a dead letter.")
         return self._dead(delivery, failure, f"bug: {type(error).__name__}")
 
     async def _guard(self, delivery: HeldDelivery) -> Effect | None:
         """Run the stage on a delivery; None when the delivery is not ours to settle any more."""
+        if delivery.end is not None:  # ended before its work began
+            return self._cut_short(delivery)
         effect: Effect | None = None
         started = time.monotonic()
         with delivery.scope() as scope:
@@ -177,7 +186,7 @@ class StageRunner:
             except anyio.get_cancelled_exc_class() as error:
                 await anyio.lowlevel.checkpoint_if_cancelled()  # ours goes on to the scope
                 effect = self._bug(delivery, error)  # a library's own would end the whole task group
-            except Exception as error:  # what a stage raises is a bug: one job ends, not the process
+            except Exception as error:  # noqa: BLE001 - what a stage raises is a bug: one job ends, not the process
                 effect = self._bug(delivery, error)
         lane = delivery.source.lane
         self._seconds[lane].observe(time.monotonic() - started)
@@ -240,6 +249,8 @@ async def run_stages(specs: Sequence[StageSpec], settings: Settings, url: str, s
                     running.start_soon(runner.run, stop, settings.transport.grace)
                 log.info("ready", consumer=transport.consumer, stages=[spec.name for spec in specs])
             with anyio.move_on_after(FLUSH_LIMIT, shield=True):
-                await transport.finish()
+                await transport.flush()
             support.cancel_scope.cancel()
+        with anyio.move_on_after(LEAVE_LIMIT, shield=True):
+            await transport.leave()
     return reasons[0] if reasons else ""

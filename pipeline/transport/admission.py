@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import anyio
 import msgspec
+from redis.exceptions import OutOfMemoryError
 
 from pipeline.errors import BacklogFull, PipelineError, TransportError, TransportFull, TransportUnavailable
 from pipeline.job import BATCH, LIVE, Job, encode
 from pipeline.settings import IngressSettings
 from pipeline.transport import keyspace
-from pipeline.transport.connection import ADMIT, Command, Link
+from pipeline.transport.connection import ADMIT, Backoff, Command, Link
 from pipeline.transport.writes import INLINE
 
 FLUSH_JOBS: Final = 256
@@ -31,21 +32,31 @@ class Load(msgspec.Struct):
 class _Waiting:
     """A job on its way into Redis."""
 
-    __slots__ = ("body", "done", "entry", "error", "job")
+    __slots__ = ("batch", "body", "done", "entry", "error", "job")
 
     def __init__(self, job: Job, body: bytes) -> None:
         self.job = job
         self.body = body
         self.done = anyio.Event()
         self.entry = ""
+        self.batch = 0
         self.error: PipelineError | None = None
 
 
 class Admission:
     """The ingress process's one way onto the stage streams."""
 
-    def __init__(self, link: Link, consumer: str, stages: Sequence[str], limits: IngressSettings) -> None:
+    def __init__(
+        self,
+        link: Link,
+        consumer: str,
+        stages: Sequence[str],
+        limits: IngressSettings,
+        lost: Callable[[int], None],
+    ) -> None:
         self._link = link
+        self._lost = lost
+        """Called with the last batch that is still there when the server turns out to have lost later ones."""
         self._consumer = consumer
         self._limits = limits
         self._pairs = [(stage, lane) for stage in stages for lane in LANES]
@@ -53,6 +64,8 @@ class Admission:
         self._queue: list[_Waiting] = []
         self._wake = anyio.Event()
         self._batch = 0
+        self._admitted = 0
+        self._backoff = Backoff()
         self.rate = 0.0
         """Jobs answered per second, lately; what `Retry-After` is reckoned from."""
 
@@ -75,9 +88,9 @@ class Admission:
             stage=stage,
         )
 
-    async def add(self, job: Job, body: bytes) -> str:
+    async def add(self, job: Job, body: bytes) -> tuple[str, int]:
         """
-        Put a job on its first stage's stream and return its entry id, '' when only its fate is unknown.
+        Put a job on its first stage's stream; return its entry id, '' when that got lost, and its batch's number.
 
         Raises TransportFull when nothing ran, TransportUnavailable when Redis cannot be reached.
         """
@@ -87,18 +100,24 @@ class Admission:
         waiting = _Waiting(job, body)
         self._queue.append(waiting)
         self._wake.set()
-        await waiting.done.wait()
+        try:
+            await waiting.done.wait()
+        except BaseException:  # the client left; what is not under way yet need not run at all
+            if waiting in self._queue:
+                self._queue.remove(waiting)
+            raise
         if waiting.error is not None:
             raise waiting.error
-        return waiting.entry
+        return waiting.entry, waiting.batch
 
     async def run(self) -> None:
         """Flush what waits, for ever."""
         while True:
-            if not self._queue:
+            if self._queue:
+                await self._flush(self._take())
+            else:
                 self._wake = anyio.Event()
                 await self._wake.wait()
-            await self._flush(self._take())
 
     def _take(self) -> list[_Waiting]:
         size = 0
@@ -116,28 +135,62 @@ class Admission:
         except TransportError as failure:
             error, entries = failure, [""] * len(taken)
         for waiting, entry in zip(taken, entries, strict=True):
-            waiting.entry, waiting.error = entry, error
+            waiting.entry, waiting.batch = entry, self._batch
+            waiting.error = waiting.error or error
             waiting.done.set()
 
     async def _send(self, taken: list[_Waiting]) -> list[str]:
         """Send a batch under its number: a retry after a lost reply finds it admitted and adds nothing."""
         bodies, arguments = _arguments(taken, self._pairs)
         self._batch += 1
-        command = self._command(len(taken), arguments)
+        replies = await self._converse((*(command for _, command in bodies), self._command(len(taken), arguments)))
+        try:
+            _raise_refusal(replies[-1])
+        except TransportError:
+            await self._unlink(bodies)
+            raise
+        for (waiting, _), stored in zip(bodies, replies, strict=False):
+            if isinstance(stored, Exception):  # the memory limit stood between the body and the job
+                waiting.error = _full()
+        last, *rest = replies[-1]
+        self._remember(last, self._batch)
+        self._learn(rest[len(taken) :])
+        return [entry.decode() for entry in rest[: len(taken)]]
+
+    async def _converse(self, commands: tuple[Command, ...]) -> list[Any]:
         for left in reversed(range(TRIES)):
             try:
-                *_, reply = await self._link.call(*bodies, command)
-                break
+                replies = await self._link.call(*commands)
             except TransportUnavailable:
+                await self._backoff.pause()  # also after the last try: clients that come meanwhile must not spin
                 if not left:
                     raise
-        _raise_refusal(reply)
-        self._learn(reply[len(taken) :])
-        return [entry.decode() for entry in reply[: len(taken)]]
+            else:
+                self._backoff.reset()
+                break
+        return replies
+
+    async def _unlink(self, bodies: list[tuple[_Waiting, Command]]) -> None:
+        """Remove the bodies of refused jobs."""
+        if bodies:
+            try:
+                await self._link.call(("UNLINK", *(command[1] for _, command in bodies)))
+            except TransportUnavailable:
+                return  # they expire
 
     async def refresh(self) -> None:
         """Ask how full every stage is, adding nothing. Raises TransportUnavailable."""
-        self._learn(await self._link.run(self._command(0, [])))
+        try:
+            last, *rest = await self._link.run(self._command(0, []))
+        except TransportFull:
+            return  # there, but full: what is known of the stages stands until it takes jobs again
+        self._remember(last, last)
+        self._learn(rest)
+
+    def _remember(self, last: int, now: int) -> None:
+        if last < self._admitted:  # flushed, or restarted without its last second
+            self._lost(last)
+        self._admitted = now
 
     def _command(self, count: int, arguments: list[Any]) -> Command:
         keys = [keyspace.admitted(self._consumer)]
@@ -150,16 +203,16 @@ class Admission:
             self.loads[pair] = Load(max(0, int(backlog)), max(0, int(held)))
 
 
-def _arguments(taken: list[_Waiting], pairs: list[tuple[str, str]]) -> tuple[list[Command], list[Any]]:
-    """Return the commands that store large bodies, and the script's arguments."""
-    bodies: list[Command] = []
+def _arguments(taken: list[_Waiting], pairs: list[tuple[str, str]]) -> tuple[list[tuple[_Waiting, Command]], list[Any]]:
+    """Return the commands that store large bodies, each with whose it is, and the script's arguments."""
+    bodies: list[tuple[_Waiting, Command]] = []
     arguments: list[Any] = []
     for waiting in taken:
         job, body, reference = waiting.job, waiting.body, ""
         if len(body) > INLINE:
-            reference = keyspace.body(job.id, 0)
+            reference = keyspace.body(job.id, "0")
             lifetime = max(0, job.deadline - job.admitted) + keyspace.BODY_EXTRA_MS
-            bodies.append(("SET", reference, body, "PX", lifetime))
+            bodies.append((waiting, ("SET", reference, body, "PX", lifetime)))
         index = pairs.index((job.stages_left[0], job.lane)) + 1
         arguments += [index, encode(job), b"" if reference else body, reference, len(body)]
     return bodies, arguments
@@ -167,10 +220,14 @@ def _arguments(taken: list[_Waiting], pairs: list[tuple[str, str]]) -> tuple[lis
 
 def _raise_refusal(reply: Any) -> None:
     if isinstance(reply, Exception):
-        if "OOM" in str(reply):
-            raise TransportFull(
-                "Redis is at its memory limit and takes no new jobs",
-                hint="Nothing ran; try again when the workers have caught up, or raise `maxmemory`.",
-                retry_after=2.0,
-            )
+        if isinstance(reply, OutOfMemoryError):
+            raise _full()
         raise TransportUnavailable(f"Redis refused the admission: {reply}", retry_after=1.0)
+
+
+def _full() -> TransportFull:
+    return TransportFull(
+        "Redis is at its memory limit and takes no new jobs",
+        hint="Nothing ran; try again when the workers have caught up, or raise `maxmemory`.",
+        retry_after=2.0,
+    )

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from pipeline.errors import TransportError
-from pipeline.transport.connection import Backoff, Link
+from pipeline.transport.connection import Backoff, Command, Link
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+TAKEN_TTL_MS: Final = 10_000
 BUDGET: Final = 256 * 2**20
 
 
@@ -25,6 +26,8 @@ class Bodies:
         self._budget = budget
         self._freed = anyio.Event()
         self._turn = anyio.Lock(fast_acquire=True)
+        self._asking = anyio.Lock(fast_acquire=True)
+        self._taken: list[str] = []
 
     @asynccontextmanager
     async def held(self, reference: str, size: int) -> AsyncIterator[bytes | None]:
@@ -36,22 +39,27 @@ class Bodies:
                 await self._freed.wait()
             self._free -= size
         try:
-            yield await self._fetch(("GET", reference))
+            yield await self.ask(("GET", reference))
         finally:
             self._free += size
             self._freed.set()
 
     async def take(self, reference: str) -> bytes | None:
-        """Fetch a body and remove it: a reply has one reader. Raises TransportUnavailable."""
-        body: bytes | None = await self._link.run(("GETDEL", reference))
-        return body
+        """Fetch a body that has one reader; it goes with the next one, or soon. Asks until Redis answers."""
+        gone, self._taken = self._taken, [reference]
+        unlink: tuple[Command, ...] = (("UNLINK", *gone),) if gone else ()
+        # Not GETDEL: when its answer is lost on the way, the body is lost with it.
+        return await self.ask(*unlink, ("GETEX", reference, "PX", TAKEN_TTL_MS))
 
-    async def _fetch(self, command: tuple[str, str]) -> bytes | None:
+    async def ask(self, *commands: Command) -> bytes | None:
+        """Return the last command's answer; tries until Redis gives it, so call it under a time limit."""
         backoff = Backoff()
-        while True:  # bounded by the deadline of the delivery that waits
-            try:
-                body: bytes | None = await self._link.run(command)
-            except TransportError:
-                await backoff.pause()
-            else:
-                return body
+        async with self._asking:  # one asks for all: hundreds that wait must not each try to connect
+            while True:
+                try:
+                    replies = await self._link.call(*commands)
+                except TransportError:
+                    await backoff.pause()
+                    continue
+                answer: bytes | None = None if isinstance(replies[-1], Exception) else replies[-1]
+                return answer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from redis.exceptions import ResponseError
@@ -11,7 +11,7 @@ from pipeline import logs
 from pipeline.errors import TransportError
 from pipeline.transport import keyspace
 from pipeline.transport.clock import ServerClock
-from pipeline.transport.connection import Backoff, Command, Link
+from pipeline.transport.connection import CANCEL, Backoff, Command, Link
 
 BLOCK: Final = 0.5
 REPLAY: Final = 1000
@@ -19,9 +19,13 @@ REPLAY: Final = 1000
 log = logs.logger("cancels")
 
 
-def cancellation(job_id: str, deadline: int, oldest: int) -> Command:
-    """Return the command that cancels a job; entries older than `oldest` (ms) concern nobody and are trimmed."""
-    return ("XADD", keyspace.CANCEL, "MINID", "~", max(0, oldest), "*", "i", job_id, "d", deadline)
+def cancellation(jobs: Iterable[tuple[str, int]], oldest: int) -> Command:
+    """
+    Return the command that cancels jobs, given as (id, deadline in ms).
+
+    Entries older than `oldest` (ms) concern nobody any more and are trimmed.
+    """
+    return CANCEL([keyspace.CANCEL], max(0, oldest), *(argument for job in jobs for argument in job))
 
 
 class Cancels:
@@ -63,10 +67,13 @@ class Cancels:
         for entry, fields in entries:
             self._last = entry.decode()
             values = dict(zip(fields[::2], fields[1::2], strict=False))
-            if b"i" in values:
-                job_id = values[b"i"].decode()
-                self._deadlines[job_id] = int(values.get(b"d", b"0"))
-                cancel(job_id)
+            try:
+                job_id, deadline = values[b"i"].decode(), int(values[b"d"])
+            except (KeyError, ValueError):
+                log.warning("unreadable cancellation", entry=self._last)
+                continue
+            self._deadlines[job_id] = deadline
+            cancel(job_id)
         return len(entries)
 
     def purge(self) -> None:

@@ -10,7 +10,7 @@ import anyio
 import msgspec
 
 from pipeline import logs
-from pipeline.errors import NoWorker, TransportError, TransportUnavailable
+from pipeline.errors import NoWorker, TransportError, TransportFull, TransportUnavailable
 from pipeline.job import LIVE, Job
 from pipeline.settings import Settings
 from pipeline.transport import keyspace
@@ -26,6 +26,10 @@ __all__ = ["Answer", "FleetStatus", "TransportClient", "Waiter", "open_client"]
 
 STAGES: Final = ("resolve", "dispatch")
 SWEEP: Final = 0.25
+LOST_AFTER: Final = 10.0
+"""Seconds a job that Redis lost may still be answered by a worker that already held it."""
+
+PROBES: Final = 256
 
 log = logs.logger("transport")
 
@@ -48,7 +52,7 @@ class TransportClient:
         self._settings = settings
         self._links = {name: Link(url, f"{self.consumer}-{name}") for name in ("admit", "replies", "upkeep", "bodies")}
         self._clock = ServerClock()
-        self._admission = Admission(self._links["admit"], self.consumer, STAGES, settings.ingress)
+        self._admission = Admission(self._links["admit"], self.consumer, STAGES, settings.ingress, self._lost)
         self._bodies = Bodies(self._links["bodies"])
         self._replies = Replies(self._links["replies"], self.consumer, self._drop)
         process = this_process(self.consumer, "ingress", (), settings.digest)
@@ -95,8 +99,11 @@ class TransportClient:
         waiter = Waiter(job, self._bodies, self._drop)
         self._replies.waiters[job.id] = waiter
         try:
-            waiter.entry = await self._admission.add(job, body)
-        except BaseException:  # refused, or the client left meanwhile: whatever got through is not wanted
+            waiter.entry, waiter.batch = await self._admission.add(job, body)
+        except TransportFull:  # nothing ran
+            self._replies.drop(waiter)
+            raise
+        except BaseException:  # unknown, or the client left meanwhile: whatever got through is not wanted
             self._drop(waiter)
             raise
         return waiter
@@ -106,20 +113,26 @@ class TransportClient:
             self._cancelled.append(waiter)
             self._cancelling.set()
 
+    def _lost(self, last: int) -> None:
+        log.warning("redis lost data", after_batch=last)
+        self._replies.lose(last, self.now() + int(LOST_AFTER * 1000))
+
     async def _publish_cancels(self) -> None:
         """Tell the workers of cancelled jobs, until told; in bursts."""
-        longest = int(self._settings.ingress.max_request_timeout * 1000)
         while True:
             if not self._cancelled:
                 self._cancelling = anyio.Event()
                 await self._cancelling.wait()
             burst, self._cancelled = self._cancelled[:512], self._cancelled[512:]
-            now = self.now()
             try:
-                await self._links["upkeep"].call(*(cancellation(w.id, w.deadline, now - longest) for w in burst))
+                await self._publish(burst)
             except TransportError:
-                self._cancelled += [w for w in burst if w.deadline > now]
+                self._cancelled += [w for w in burst if w.deadline > self.now()]
                 await anyio.sleep(SWEEP)
+
+    async def _publish(self, burst: Sequence[Waiter]) -> None:
+        oldest = self.now() - int(self._settings.ingress.max_request_timeout * 1000)
+        await self._links["upkeep"].run(cancellation(((w.id, w.deadline) for w in burst), oldest))
 
     async def _sweep(self) -> None:
         """Fail waiters past their deadline, and those whose job waits for a stage that nobody serves."""
@@ -153,33 +166,42 @@ class TransportClient:
             silent = self._registry.without_worker(stage)
             if silent <= GONE_AFTER:
                 continue
-            for waiter in [w for w in self._replies.waiters.values() if stage in w.stages]:
-                if stage != waiter.stages[-1] and not await self._waits_at(stage, waiter):
-                    continue
+            concerned = [w for w in self._replies.waiters.values() if stage in w.stages]
+            # Who has the stage still before it cannot be served; of who only passes through, those that have not left.
+            stuck = [w for w in concerned if w.stages[-1] == stage]
+            stuck += await self._still_at(stage, [w for w in concerned if w.stages[-1] != stage and w.entry])
+            for waiter in stuck:
                 waiter.fail(no_worker(stage, silent))
                 self._drop(waiter)
 
-    async def _waits_at(self, stage: str, waiter: Waiter) -> bool:
-        if not waiter.entry:
-            return False
-        command = ("XRANGE", keyspace.jobs(stage, LIVE), waiter.entry, waiter.entry)
-        return bool(await self._links["upkeep"].run(command))
+    async def _still_at(self, stage: str, waiters: list[Waiter]) -> list[Waiter]:
+        still: list[Waiter] = []
+        for at in range(0, len(waiters), PROBES):
+            some = waiters[at : at + PROBES]
+            stream = keyspace.jobs(stage, LIVE)
+            replies = await self._links["upkeep"].call(*(("XRANGE", stream, w.entry, w.entry) for w in some))
+            still += [waiter for waiter, found in zip(some, replies, strict=True) if isinstance(found, list) and found]
+        return still
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run the client's tasks; on the way out take this process off the registry."""
-        async with anyio.create_task_group() as tasks:
-            for task in (self._beat, self._admission.run, self._replies.run, self._publish_cancels, self._sweep):
-                tasks.start_soon(task)
-            try:
-                yield
-            finally:
-                with anyio.move_on_after(2, shield=True):
-                    await self._leave()
-                tasks.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as tasks:
+                for task in (self._beat, self._admission.run, self._replies.run, self._publish_cancels, self._sweep):
+                    tasks.start_soon(task)
+                try:
+                    yield
+                finally:
+                    tasks.cancel_scope.cancel()
+        finally:  # the tasks are gone: none of them registers again, or makes the reply stream anew
+            with anyio.move_on_after(2, shield=True):
+                await self._leave()
 
     async def _leave(self) -> None:
         try:
+            if unwanted := [*self._cancelled, *self._replies.waiters.values()]:
+                await self._publish(unwanted)
             await self._registry.leave()
             await self._links["upkeep"].call(("UNLINK", keyspace.replies(self.consumer)))
         except TransportError:

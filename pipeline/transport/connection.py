@@ -15,7 +15,15 @@ import anyio
 import hiredis
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import (
+    ClusterDownError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.retry import Retry
 
 from pipeline import metrics
@@ -26,16 +34,10 @@ Command = tuple[str | bytes | int | float, ...]
 ANSWER_TIMEOUT: Final = 5.0
 """Seconds without an answer before a connection is given up: detects a black hole well within 15 s."""
 
-_COMING_BACK: Final = (
-    "LOADING",
-    "READONLY",
-    "MASTERDOWN",
-    "TRYAGAIN",
-    "CLUSTERDOWN",
-    "UNBLOCKED",
-    "BUSY",
-    "ERR max number",
-)
+# redis-py has classes for some of the replies that mean "not now" and takes the code off their text; of the others
+# the text begins with the code. "BUSY " with its blank: BUSYGROUP only says that a group is there.
+_NOT_NOW: Final = (ReadOnlyError, TryAgainError, ClusterDownError)
+_NOT_NOW_CODES: Final = ("UNBLOCKED ", "BUSY ", "MISCONF ", "NOREPLICAS ")
 
 
 class Script:
@@ -59,7 +61,13 @@ RELEASE: Final = Script("release")
 MOVE: Final = Script("move")
 LISTEN: Final = Script("listen")
 RETIRE: Final = Script("retire")
-_SCRIPTS: Final = {script.sha: script for script in (ADMIT, WRITE, CLAIM, RENEW, RELEASE, MOVE, LISTEN, RETIRE)}
+REGISTER: Final = Script("register")
+CANCEL: Final = Script("cancel")
+STORE: Final = Script("store")
+_SCRIPTS: Final = {
+    script.sha: script
+    for script in (ADMIT, WRITE, CLAIM, RENEW, RELEASE, MOVE, LISTEN, RETIRE, REGISTER, CANCEL, STORE)
+}
 
 
 class Link:
@@ -190,7 +198,7 @@ def _abort(connection: AbstractConnection) -> None:
 
 def _raise_if_server_is_away(error: ResponseError) -> None:
     """Raise for replies that mean "not now": the server is loading, a replica, or over its connection limit."""
-    if str(error).startswith(_COMING_BACK):
+    if isinstance(error, _NOT_NOW) or str(error).startswith(_NOT_NOW_CODES):
         raise TransportUnavailable(f"Redis cannot serve yet: {error}", retry_after=1.0) from error
 
 

@@ -42,7 +42,21 @@ class Source:
 class HeldDelivery:
     """Satisfies `pipeline.stage.Delivery`; made by the stage stream, ended by the runner."""
 
-    __slots__ = ("_clock", "_scope", "_writer", "body", "end", "frames", "job", "number", "queued_ms", "run", "source")
+    __slots__ = (
+        "_clock",
+        "_scope",
+        "_writer",
+        "body",
+        "end",
+        "fenced",
+        "frames",
+        "job",
+        "number",
+        "queued_ms",
+        "run",
+        "settled",
+        "source",
+    )
 
     def __init__(self, job: Job, body: bytes, number: int, source: Source, clock: ServerClock, writer: Writer) -> None:
         self.job = job
@@ -53,6 +67,10 @@ class HeldDelivery:
         self.frames = 0
         """Frames handed to the writer so far."""
         self.end: End | None = None
+        self.settled = False
+        """Whether its outcome is with the writer; it is held until that is written, so that it is not claimed."""
+        self.fenced = True
+        """Whether the group knows who owns it; False once the group was lost."""
         self.queued_ms = float(max(0, clock.now() - (job.since or job.admitted)))
         self._clock = clock
         self._writer = writer

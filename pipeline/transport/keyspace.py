@@ -48,9 +48,12 @@ def delayed(stage: str, lane: str) -> str:
     return f"{PREFIX}delayed:{stage}:{lane}"
 
 
-def body(job_id: str, number: int) -> str:
-    """Return the key of a large body; each stage that rewrites it writes the next number."""
-    return f"{PREFIX}body:{job_id}:{number}"
+BODIES: Final = PREFIX + "body:"
+
+
+def body(job_id: str, writer: str) -> str:
+    """Return the key of a large body. Every delivery writes under a name of its own: a late zombie spoils nothing."""
+    return f"{BODIES}{job_id}:{writer}"
 
 
 def replies(consumer: str) -> str:

@@ -14,7 +14,7 @@ import msgspec
 from pipeline import metrics
 from pipeline.transport import keyspace
 from pipeline.transport.clock import ServerClock
-from pipeline.transport.connection import Command, Link
+from pipeline.transport.connection import REGISTER, Command, Link
 
 GONE_AFTER: Final = 10.0
 """Seconds a process or a stage must be missing before anybody acts on it."""
@@ -53,7 +53,8 @@ class Registry:
         self._link = link
         self._clock = clock
         self._process = process
-        self._started = anyio.current_time()
+        self._looked = self._watching = anyio.current_time()
+        """When the others were last looked at, and since when without a gap: silence is counted only from then."""
         self._seen: dict[str, float] = {}
         self._stage_seen: dict[str, float] = {}
         self.live: set[str] = set()
@@ -62,25 +63,22 @@ class Registry:
     async def beat(self) -> None:
         """Renew the registration and look who else is there. Raises TransportUnavailable."""
         now, me = self._clock.now(), self._process.consumer
-        end = now + keyspace.UP_TTL_MS
         registered = msgspec.structs.replace(self._process, started=self._process.started or now)
         self._process = registered
-        fields = ("p", msgspec.msgpack.encode(registered), "m", metrics.snapshot())
-        *_, names = await self._link.call(
-            ("HSET", keyspace.up(me), *fields),
-            ("PEXPIRE", keyspace.up(me), keyspace.UP_TTL_MS),
-            ("ZADD", keyspace.CONSUMERS, end, me),
-            ("ZREMRANGEBYSCORE", keyspace.CONSUMERS, "-inf", now),
-            ("ZRANGE", keyspace.CONSUMERS, 0, -1, "WITHSCORES"),
+        words = (msgspec.msgpack.encode(registered), metrics.snapshot())
+        names = await self._link.run(
+            REGISTER([keyspace.up(me), keyspace.CONSUMERS], me, now, keyspace.UP_TTL_MS, *words)
         )
-        await self._look(
-            {name.decode(): int(end) - keyspace.UP_TTL_MS for name, end in zip(*[iter(names)] * 2, strict=True)}
-        )
+        pairs = zip(*[iter(names)] * 2, strict=True)
+        await self._look({_text(name): int(float(end)) - keyspace.UP_TTL_MS for name, end in pairs})
 
     async def _look(self, beats: dict[str, int]) -> None:
         """Read who is there; `beats` holds when each process last renewed its registration."""
         at, now = anyio.current_time(), self._clock.now()
         processes = await read_processes(self._link, list(beats))
+        if at - self._looked > 3 * BEAT:  # Redis was away: the others could not renew either
+            self._watching = at
+        self._looked = at
         last = {p.consumer: at - (now - beats[p.consumer]) / 1000 for p in processes}
         alive = [p for p in processes if at - last[p.consumer] < GONE_AFTER]
         self.live = {p.consumer for p in alive}
@@ -94,15 +92,14 @@ class Registry:
         """Whether `consumer`, which was there at `since_ms` on the server's clock, has been missing for a while."""
         if consumer in self.live:
             return False
-        at = anyio.current_time()
-        silent = at - max(self._seen.get(consumer, self._started), self._started)
+        silent = self._looked - max(self._seen.get(consumer, 0.0), self._watching)
         return min(silent, (self._clock.now() - since_ms) / 1000) > GONE_AFTER
 
     def without_worker(self, stage: str) -> float:
         """Return for how many seconds no process of `stage` has been seen; 0 when there is one."""
         if self.workers[stage]:
             return 0.0
-        return anyio.current_time() - self._stage_seen.get(stage, self._started)
+        return max(0.0, self._looked - max(self._stage_seen.get(stage, 0.0), self._watching))
 
     async def leave(self) -> None:
         """Take this process off the registry. Raises TransportUnavailable."""
@@ -116,7 +113,13 @@ async def read_processes(link: Link, names: list[str]) -> list[ProcessInfo]:
         return []
     replies: list[Any] = await link.call(*(_field(name, "p") for name in names))
     decode = msgspec.msgpack.Decoder(ProcessInfo).decode
-    return [decode(reply) for reply in replies if isinstance(reply, bytes)]
+    processes = []
+    for reply in replies:
+        try:
+            processes.append(decode(reply))
+        except (TypeError, ValueError):  # expired, or not written by us
+            continue
+    return processes
 
 
 async def read_metrics(link: Link) -> list[tuple[str, bytes]]:
@@ -124,8 +127,12 @@ async def read_metrics(link: Link) -> list[tuple[str, bytes]]:
     (names,) = await link.call(("ZRANGE", keyspace.CONSUMERS, 0, -1))
     if not names:
         return []
-    replies = await link.call(*(_field(name.decode(), "m") for name in names))
-    return [(name.decode(), reply) for name, reply in zip(names, replies, strict=True) if isinstance(reply, bytes)]
+    replies = await link.call(*(_field(_text(name), "m") for name in names))
+    return [(_text(name), reply) for name, reply in zip(names, replies, strict=True) if isinstance(reply, bytes)]
+
+
+def _text(name: bytes) -> str:
+    return name.decode(errors="replace")
 
 
 def _field(consumer: str, field: str) -> Command:

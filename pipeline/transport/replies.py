@@ -11,7 +11,14 @@ import msgspec
 from redis.exceptions import ResponseError
 
 from pipeline import logs
-from pipeline.errors import Cancelled, DeadlineExceeded, PipelineError, TransportError, WorkerLost
+from pipeline.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    PipelineError,
+    TransportError,
+    TransportUnavailable,
+    WorkerLost,
+)
 from pipeline.job import Frame, Job, Reply, decode_frames, decode_reply
 from pipeline.transport import keyspace
 from pipeline.transport.connection import LISTEN, Backoff, Command, Link
@@ -24,6 +31,9 @@ READ_COUNT: Final = 256
 YIELD_EVERY: Final = 256
 WAITER_BYTES: Final = 2**20
 """Unread bytes of one client before its job is cancelled: it reads more slowly than it asked."""
+
+BODY_WAIT: Final = 15.0
+"""Seconds an answer's large body is asked for while Redis is away."""
 
 log = logs.logger("replies")
 
@@ -47,9 +57,12 @@ class Waiter:
         "_next",
         "_run",
         "_unread",
+        "batch",
         "deadline",
         "entry",
+        "failed",
         "id",
+        "lost_at",
         "stages",
     )
 
@@ -59,6 +72,11 @@ class Waiter:
         self.stages = job.stages_left
         self.entry = ""
         """Id of the entry on its first stage's stream."""
+        self.batch = 0
+        """Number of the admission batch it went in."""
+        self.lost_at = 0
+        """When to give up, in ms, because Redis has lost the job; 0: it has not."""
+        self.failed = False
         self._bodies = bodies
         self._cancel = cancel
         self._items: deque[Frame | tuple[Reply, bytes, str]] = deque()
@@ -73,7 +91,7 @@ class Waiter:
         Return the next frame, or the answer, after which there is nothing.
 
         Raises WorkerLost (a gap, or another run's answer after bytes went out), DeadlineExceeded, NoWorker,
-        Cancelled (after `cancel`) and TransportUnavailable (a large body could not be fetched).
+        Cancelled (after `cancel`) and TransportUnavailable (Redis lost the job, or a large body was not fetched).
         """
         while not self._items:
             if self._error is not None:
@@ -88,10 +106,11 @@ class Waiter:
         return Answer(reply, await self._take(reference) if reference else body)
 
     async def _take(self, reference: str) -> bytes:
-        body = await self._bodies.take(reference)
-        if body is None:
-            raise DeadlineExceeded("the answer expired before it was read")
-        return body
+        with anyio.move_on_after(BODY_WAIT):
+            body = await self._bodies.take(reference)
+            if body is not None:
+                return body
+        raise TransportUnavailable("the answer could not be read from Redis", hint="Send the request again.")
 
     def cancel(self) -> None:
         """The client left: tell the workers, unless the answer is already here. Does not wait."""
@@ -99,28 +118,31 @@ class Waiter:
 
     def fail(self, error: PipelineError) -> None:
         """End the wait with an error, after what has arrived."""
+        self.failed = True
         if self._error is None:
             self._error = error
         if self._arrived is not None:
             self._arrived.set()
 
-    def take_frame(self, frame: Frame) -> bool:
-        """Accept a frame of the run this waiter follows; False when its client is too slow."""
+    def take_frame(self, frame: Frame) -> None:
+        """Accept a frame of the run this waiter follows; fails it after a gap, and when its client is too slow."""
         if not self._run:
             self._run = frame.run
         if frame.run != self._run or frame.seq < self._next:
-            return True  # another run of the same job, or a repeat after a lost connection
+            return  # another run of the same job, or a repeat after a lost connection
         if frame.seq > self._next:
             self.fail(WorkerLost("a part of the streamed answer was lost", hint="Send the request again."))
-            return True
+            return
         self._next += 1
         self._unread += len(frame.data)
         self._put(frame)
-        return self._unread <= WAITER_BYTES
+        if self._unread > WAITER_BYTES:
+            log.warning("client reads too slowly", job=self.id)
+            self.fail(Cancelled("the client reads too slowly", hint="Read the stream as it comes."))
 
     def take_reply(self, reply: Reply, body: bytes, reference: str) -> None:
         """Accept the terminal; after bytes of one run, only that run's complete one counts as an answer."""
-        if self._run and (reply.run != self._run or reply.frames != self._next) and reply.error is None:
+        if reply.error is None and (reply.frames != self._next or (self._run and reply.run != self._run)):
             self.fail(WorkerLost("a worker died while it streamed the answer", hint="Send the request again."))
         else:
             self._put((reply, body, reference))
@@ -194,13 +216,14 @@ class Replies:
             elif b"f" in values:
                 for count, frame in enumerate(decode_frames(values[b"f"]), start=1):
                     waiter = self.waiters.get(frame.id)
-                    if waiter is not None and not waiter.take_frame(frame):
-                        log.warning("client reads too slowly", job=frame.id)
-                        self._cancel(waiter)
+                    if waiter is not None:
+                        waiter.take_frame(frame)
+                        if waiter.failed:
+                            self._cancel(waiter)
                     if count % YIELD_EVERY == 0:
                         await anyio.lowlevel.checkpoint()
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            log.error("unreadable reply", error=str(error))
+        except (ValueError, RecursionError) as error:
+            log.error("unreadable reply", error=type(error).__name__)
 
     def _settle(self, reply: Reply, body: bytes, reference: str) -> None:
         waiter = self.waiters.pop(reply.id, None)
@@ -209,14 +232,22 @@ class Replies:
             waiter.take_reply(reply, body, reference)
 
     def expire(self, now: int) -> list[Waiter]:
-        """Fail the waiters whose deadline passed more than a second ago: no reply came. Returns them."""
-        late = [w for w in self.waiters.values() if w.deadline + 1000 < now]
+        """Fail the waiters that no reply will come for. Returns them."""
+        late = [w for w in self.waiters.values() if w.deadline + 1000 < now or 0 < w.lost_at < now]
         for waiter in late:
             del self.waiters[waiter.id]
             waiter.fail(
-                DeadlineExceeded("no answer came before the deadline", hint="Raise `timeout` or the load is too high.")
+                TransportUnavailable("Redis lost the request", hint="Send it again.", retry_after=1.0)
+                if waiter.lost_at
+                else DeadlineExceeded("no answer came before the deadline", hint="Raise `timeout`, or add workers.")
             )
         return late
+
+    def lose(self, last: int, limit: int) -> None:
+        """Redis lost what was admitted after batch `last`; what is in a worker's hands may answer until `limit`, ms."""
+        for waiter in self.waiters.values():
+            if waiter.batch > last and not waiter.lost_at:
+                waiter.lost_at = limit
 
     def drop(self, waiter: Waiter) -> bool:
         """Stop waiting for a job; whether somebody still did."""

@@ -29,7 +29,17 @@ CLAIM_EVERY: Final = 1.0
 RENEW_CHUNK: Final = 128
 """5,000 ids in one script would hold the server for 16 ms."""
 
-CLAIM_SCANS: Final = 20
+CLAIM_MOST: Final = 256
+CLAIM_SCANNED: Final = 4096
+"""Pending entries one claim looks at, or a little more; the next goes on from there."""
+
+FETCH_MOST: Final = 256
+"""Entries of one read: with bodies of up to 64 KB in them, more would stall the server."""
+
+GLANCE: Final = 0.05
+"""Seconds a read waits in the batch lane alone, so that a live job does not."""
+
+MOVE_MOST: Final = 128
 UNREADABLE: Final = Job(id="", operation="", stages_left=(), deadline=0)
 """Stands for the job of an entry that does not decode."""
 
@@ -52,6 +62,7 @@ class StageStream:
         self._caps = suspect_caps(max_deliveries, slots)
         self._batch_cap = max(1, slots - max(1, math.ceil(slots * links.settings.batch_reserve)))
         self._writer = writer
+        self._writer.written[stage] = self.forget
         self._clock = clock
         self._links = links
         self._held: dict[tuple[str, str], HeldDelivery] = {}
@@ -59,15 +70,16 @@ class StageStream:
         self._cursors = dict.fromkeys(LANES, "0-0")
         self._read_failed = False
         self._live_was_full = False
+        self._live_was_empty = False
         self._backoff = Backoff()
 
     @property
     def held(self) -> Sequence[HeldDelivery]:
-        """Deliveries this process holds."""
-        return tuple(self._held.values())
+        """Deliveries this process holds whose outcome is still open."""
+        return tuple(delivery for delivery in self._held.values() if not delivery.settled)
 
     def forget(self, delivery: HeldDelivery) -> None:
-        """Let go of a delivery that was handed to the writer, released or lost."""
+        """Let go of a delivery whose outcome was written, or that was released or lost."""
         self._held.pop((delivery.source.lane, delivery.source.entry), None)
 
     def cancel(self, job_id: str) -> bool:
@@ -94,9 +106,9 @@ class StageStream:
     async def _next(self, room: int) -> list[tuple[str, str, list[Any], int]]:
         if self._read_failed:
             entries = await self._history(room)
-            self._read_failed = False
             if entries:
                 return entries
+            self._read_failed = False
         if anyio.current_time() >= self._claim_at:
             entries = await self._claim(room)
             if entries:
@@ -104,13 +116,11 @@ class StageStream:
         return await self._read(room)
 
     async def _read(self, room: int) -> list[tuple[str, str, list[Any], int]]:
-        batch_room = self._batch_cap - sum(1 for lane, _ in self._held if lane == BATCH)
-        lanes = LANES[:1] if self._live_was_full or batch_room < 1 or room < 2 else LANES
-        count = room if len(lanes) == 1 else max(1, min(room // 2, batch_room))
+        lanes, count, block = self._plan(room)
         streams = [keyspace.jobs(self.stage, lane) for lane in lanes]
         command = ("XREADGROUP", "GROUP", keyspace.GROUP, self._links.consumer, "COUNT", count)
         (reply,) = await self._links.read.call(
-            (*command, "BLOCK", int(BLOCK * 1000), "STREAMS", *streams, *(">" for _ in lanes)), wait=BLOCK
+            (*command, "BLOCK", int(block * 1000), "STREAMS", *streams, *(">" for _ in lanes)), wait=block
         )
         if isinstance(reply, ResponseError):
             if not str(reply).startswith("NOGROUP"):
@@ -123,24 +133,49 @@ class StageStream:
             for stream, batch in reply or ()
             for entry, fields in batch
         ]
-        self._live_was_full = sum(1 for lane, *_ in entries if lane == LIVE) >= count
-        return entries
+        live = sum(1 for lane, *_ in entries if lane == LIVE)
+        self._live_was_full = live >= count
+        self._live_was_empty = LIVE in lanes and not live
+        return self._fresh(entries)
+
+    def _plan(self, room: int) -> tuple[tuple[str, ...], int, float]:
+        """Return the lanes to read, how many entries of each, and how long to wait. COUNT is per stream."""
+        room = min(room, FETCH_MOST)
+        batch_room = self._batch_cap - sum(1 for lane, _ in self._held if lane == BATCH)
+        if self._live_was_full or batch_room < 1:
+            return (LIVE,), room, BLOCK
+        if room > 1:
+            return LANES, max(1, min(room // 2, batch_room)), BLOCK
+        return ((BATCH if self._live_was_empty else LIVE),), 1, GLANCE
+
+    def _fresh(self, entries: list[tuple[str, str, list[Any], int]]) -> list[tuple[str, str, list[Any], int]]:
+        """Leave out what is held: a group that was made again delivers it once more."""
+        fresh = []
+        for entry in entries:
+            held = self._held.get(entry[:2])
+            if held is None:
+                fresh.append(entry)
+            else:
+                held.fenced = True
+        return fresh
 
     async def _claim(self, room: int) -> list[tuple[str, str, list[Any], int]]:
         """Take over what dead consumers left; our own leases are renewed first, so that none of them looks dead."""
         await self.renew()
         claimed: list[tuple[str, str, list[Any], int]] = []
         lease = int(self._links.settings.lease * 1000)
+        numbers = Counter(d.number for d in self.held)
         for lane in LANES:
-            numbers = Counter(d.number for d in self._held.values())
             rooms = (max(0, cap - numbers[number]) for number, cap in self._caps.items())
             stream, cursor = keyspace.jobs(self.stage, lane), self._cursors[lane]
-            most = room - len(claimed)
+            most = min(room, CLAIM_MOST) - len(claimed)
             if most < 1:
                 break
+            scans = 1 + CLAIM_SCANNED // (10 * most)
             next_cursor, *entries = await self._links.read.run(
-                CLAIM([stream], self._links.consumer, lease, most, cursor, CLAIM_SCANS, *rooms)
+                CLAIM([stream], self._links.consumer, lease, most, cursor, scans, *rooms)
             )
+            numbers.update(int(number) for *_, number in entries)
             self._cursors[lane] = next_cursor.decode()
             claimed += [
                 (lane, entry.decode(), fields, int(number))
@@ -157,6 +192,7 @@ class StageStream:
     async def _history(self, room: int) -> list[tuple[str, str, list[Any], int]]:
         """Return what is pending in our name but not held: a reply that was lost on its way here."""
         entries: list[tuple[str, str, list[Any], int]] = []
+        room, lease = min(room, FETCH_MOST), int(self._links.settings.lease * 1000)
         for lane in LANES:
             stream = keyspace.jobs(self.stage, lane)
             (pending,) = await self._links.read.call(
@@ -164,39 +200,54 @@ class StageStream:
             )
             if isinstance(pending, ResponseError):  # the group is gone; the read makes it again
                 continue
-            for entry, _, _, number in pending:
-                if (lane, entry.decode()) in self._held or len(entries) >= room:
-                    continue
-                found = await self._links.read.run(("XRANGE", stream, entry, entry))
-                if found:
-                    entries.append((lane, entry.decode(), found[0][1], int(number)))
+            # What has been idle for a lease is left to the claim, which is careful with suspects.
+            missing = [
+                (entry, int(number))
+                for entry, _, idle, number in pending
+                if (lane, entry.decode()) not in self._held and idle < lease
+            ][: room - len(entries)]
+            if missing:
+                found = await self._links.read.call(*(("XRANGE", stream, entry, entry) for entry, _ in missing))
+                entries += [
+                    (lane, entry.decode(), fields[0][1], number)
+                    for (entry, number), fields in zip(missing, found, strict=True)
+                    if isinstance(fields, list) and fields
+                ]
         return entries
 
     def _hold(self, lane: str, entry: str, fields: list[Any], number: int) -> HeldDelivery:
         values = dict(zip(fields[::2], fields[1::2], strict=False))
         body = values.get(b"b", b"")
-        reference = values.get(b"r", b"").decode()
         size = values.get(b"s", b"")
-        source = Source(self.stage, lane, entry, int(size) if size.isdigit() else len(body), reference)
+        counted = int(size) if size.isdigit() and len(size) < 16 else len(body)
         try:
-            job = decode_job(values[b"h"])
-        except (KeyError, msgspec.DecodeError, RecursionError):
-            job = UNREADABLE
+            job, reference = decode_job(values[b"h"]), values.get(b"r", b"").decode()
+        except (KeyError, ValueError, RecursionError):  # no header, not msgpack, not UTF-8
+            job, reference = UNREADABLE, ""
+        foreign_body = reference and not reference.startswith(keyspace.BODIES)
+        if job.stages_left[:1] != (self.stage,) or job.lane != lane or foreign_body:
+            job, reference = UNREADABLE, ""
+        source = Source(self.stage, lane, entry, counted, reference)
         delivery = HeldDelivery(job, body, number, source, self._clock, self._writer)
         self._held[lane, entry] = delivery
         return delivery
 
     async def prepare(self) -> None:
         """Make the groups, from the beginning of their streams. Raises TransportUnavailable."""
-        await self._links.read.call(
+        replies = await self._links.read.call(
             *(("XGROUP", "CREATE", keyspace.jobs(self.stage, lane), keyspace.GROUP, "0", "MKSTREAM") for lane in LANES)
-        )  # BUSYGROUP answers stand in their place: it is there
+        )
+        made = {lane for lane, reply in zip(LANES, replies, strict=True) if not isinstance(reply, ResponseError)}
+        for delivery in self._held.values():
+            if delivery.source.lane in made:  # else BUSYGROUP: it was there
+                delivery.fenced = False
 
     async def renew(self) -> None:
         """Renew the lease of everything held; what is not ours any more is cancelled. Raises TransportUnavailable."""
         by_lane: dict[str, list[HeldDelivery]] = {}
         for delivery in self._held.values():
-            by_lane.setdefault(delivery.source.lane, []).append(delivery)
+            if delivery.fenced:
+                by_lane.setdefault(delivery.source.lane, []).append(delivery)
         for lane, deliveries in by_lane.items():
             for chunk in _chunks(deliveries, RENEW_CHUNK):
                 entries = [d.source.entry for d in chunk]
@@ -204,19 +255,20 @@ class StageStream:
                 lost = {entry.decode() for entry in await self._links.upkeep.run(command)}
                 for delivery in chunk:
                     # Settled in the meantime: the entry is gone because we are done with it.
-                    if delivery.source.entry in lost and (lane, delivery.source.entry) in self._held:
+                    if delivery.source.entry in lost and not delivery.settled and delivery.fenced:
                         log.warning("lease lost", stage=self.stage, job=delivery.job.id)
                         delivery.stop(End.LOST)
 
-    async def release(self, deliveries: Iterable[HeldDelivery]) -> None:
+    async def release(self, deliveries: Sequence[HeldDelivery]) -> None:
         """Hand deliveries back unrun: another consumer may claim them at once. Raises TransportUnavailable."""
         idle = int(self._links.settings.lease * 1000) * 10
-        for delivery in deliveries:
-            stream = keyspace.jobs(self.stage, delivery.source.lane)
-            await self._links.upkeep.run(
-                RELEASE([stream], self._links.consumer, idle, delivery.source.entry, delivery.number)
-            )
-            self.forget(delivery)
+        for lane in LANES:
+            stream = keyspace.jobs(self.stage, lane)
+            for chunk in _chunks([d for d in deliveries if d.source.lane == lane], RENEW_CHUNK):
+                pairs = (argument for d in chunk for argument in (d.source.entry, d.number))
+                await self._links.upkeep.run(RELEASE([stream], self._links.consumer, idle, *pairs))
+                for delivery in chunk:
+                    self.forget(delivery)
 
     def move_due(self) -> tuple[Command, ...]:
         """Return the commands that put delayed jobs back on their streams."""
@@ -227,7 +279,7 @@ class StageStream:
                     keyspace.jobs(self.stage, lane),
                     keyspace.held_bytes(self.stage, lane),
                 ],
-                128,
+                MOVE_MOST,
             )
             for lane in LANES
         )

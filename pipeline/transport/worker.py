@@ -19,7 +19,7 @@ from pipeline.transport.cancels import Cancels
 from pipeline.transport.clock import ServerClock
 from pipeline.transport.connection import Backoff, Link
 from pipeline.transport.registry import BEAT, Registry, consumer_name, this_process
-from pipeline.transport.stage_stream import StageLinks, StageStream
+from pipeline.transport.stage_stream import MOVE_MOST, StageLinks, StageStream
 from pipeline.transport.writer import Writer
 
 MOVE_EVERY: Final = 0.25
@@ -67,12 +67,7 @@ class WorkerTransport:
 
     async def has_streamed(self, job_id: str) -> bool:
         """Whether an earlier run of the job sent bytes to its client; asks until Redis answers."""
-        backoff = Backoff()
-        while True:  # bounded by the deadline of the delivery that asks
-            try:
-                return bool(await self._links["bodies"].run(("EXISTS", keyspace.streamed(job_id))))
-            except TransportError:
-                await backoff.pause()
+        return bool(await self.bodies.ask(("EXISTS", keyspace.streamed(job_id))))
 
     async def start(self, support: TaskGroup, stopped: anyio.Event) -> None:
         """Start the upkeep in `support`, and return when Redis is there and old cancellations are known."""
@@ -110,11 +105,12 @@ class WorkerTransport:
     async def _keep_moving(self) -> None:
         """Move due jobs from the delayed sets to their streams."""
         backoff = Backoff()
+        more = False
         while True:
-            await anyio.sleep(MOVE_EVERY)
+            await anyio.sleep(0 if more else MOVE_EVERY)
             try:
-                for stream in self._streams:
-                    await self._links["upkeep"].call(*stream.move_due())
+                moved = [await self._links["upkeep"].call(*stream.move_due()) for stream in self._streams]
+                more = any(count == MOVE_MOST for counts in moved for count in counts)
                 backoff.reset()
             except TransportError:
                 await backoff.pause()
@@ -130,10 +126,13 @@ class WorkerTransport:
             except TransportError:
                 continue  # next time
 
-    async def finish(self) -> None:
-        """Write what is left, take this process off the registry and off its groups, and close."""
+    async def flush(self) -> None:
+        """Write what is left."""
         self.writer.finish()
         await self.writer.finished.wait()
+
+    async def leave(self) -> None:
+        """Take this process off the registry and off its groups, and close; once nothing registers it again."""
         try:
             await self._registry.leave()
             for stream in self._streams:

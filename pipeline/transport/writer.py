@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import anyio
+from redis.exceptions import OutOfMemoryError
 
 from pipeline import logs, metrics
-from pipeline.errors import TransportError
+from pipeline.errors import InternalError, TransportError
 from pipeline.job import Frame
 from pipeline.stage import Done, Fail
 from pipeline.transport import keyspace
 from pipeline.transport.clock import ServerClock
-from pipeline.transport.connection import WRITE, Backoff, Link
+from pipeline.transport.connection import STORE, WRITE, Backoff, Command, Link
 from pipeline.transport.delivery import End, HeldDelivery
 from pipeline.transport.writes import Dead, Effect, Group
 
@@ -26,6 +28,8 @@ FRAME_PACE: Final = 0.01
 
 FRAME_BYTES: Final = 64 * 1024
 CONGESTED_BYTES: Final = 8 * 2**20
+REFUSALS: Final = 8
+"""Times a whole group may be refused before it is given up, and its jobs are left to their leases: about 10 s."""
 
 log = logs.logger("writer")
 
@@ -49,12 +53,15 @@ class Writer:
         self._wake = anyio.Event()
         self._urgent = anyio.Event()
         self._relief = anyio.Event()
+        self.written: dict[str, Callable[[HeldDelivery], None]] = {}
+        """Per stage, what to call once a delivery's outcome is written, or never will be."""
         self._closing = False
         self.finished = anyio.Event()
         """Set once everything was written after `finish`."""
 
     def settle(self, delivery: HeldDelivery, effect: Effect) -> None:
         """Write the outcome of a delivery and acknowledge it, in one step, soon."""
+        delivery.settled = True
         self._settlements.append((delivery, effect))
         self._wake_up(urgent=True)
 
@@ -121,8 +128,7 @@ class Writer:
             group.frames(reply_to, [frame for _, frame in sent])
         settled: list[tuple[HeldDelivery, Effect]] = []
         while self._settlements and len(settled) < GROUP_WRITES and group.size < GROUP_BYTES:
-            settled.append(self._settlements.popleft())
-            group.settle(*settled[-1], now)
+            settled.append(_add_settlement(group, *self._settlements.popleft(), now))
         if self._settlements:
             self._urgent.set()
         answers, resent = await self._send(group)
@@ -134,29 +140,43 @@ class Writer:
         lost = [(d, e) for d, e in settled if _settled(d, e, next(marks), resent=resent) == -1]
         if lost:
             await self._reply_without_group(lost)
+        for delivery, _ in settled:
+            self.written[delivery.source.stage](delivery)
 
-    async def _send(self, group: Group) -> tuple[list[int], bool]:
-        """Send until it is applied; returns one number per write, and whether an earlier try may have been applied."""
-        backoff, resent = Backoff(), False
+    async def _send(self, group: Group) -> tuple[list[int | bytes], bool]:
+        """Send until it is applied; returns one answer per write, and whether an earlier try may have been applied."""
+        backoff, resent, refused = Backoff(), False, 0
         command = WRITE(list(group.keys), group.consumer, *group.arguments)
         while True:
             try:
-                *_, answers = await self._link.call(*group.bodies, command)
+                if group.bodies:
+                    await self._store(group.bodies)
+                (answers,) = await self._link.call(command)
             except TransportError:
                 resent = True
                 await backoff.pause()
                 continue
-            if isinstance(answers, Exception):
-                # The script itself failed, so what it had not reached stays with its leases and is delivered again.
-                log.error("write failed", error=str(answers))
-                return [0] * (len(group.arguments)), True
-            return answers, resent
+            if not isinstance(answers, Exception):
+                return answers, resent
+            refused += 1  # by an access rule, say: nothing of it ran
+            log.error("write refused", error=str(answers), times=refused)
+            if refused == REFUSALS:
+                return [b"refused"] * group.count, True
+            await backoff.pause()
+
+    async def _store(self, bodies: list[tuple[str, bytes, int]]) -> None:
+        """Store large bodies before what refers to them. Raises TransportUnavailable."""
+        commands: list[Command] = [("SET", key, body, "PX", ttl) for key, body, ttl in bodies]
+        replies = await self._link.call(*commands)
+        for (key, body, ttl), reply in zip(bodies, replies, strict=True):
+            if isinstance(reply, OutOfMemoryError):  # passing it on is what frees memory
+                await self._link.run(STORE([key], body, ttl))
 
     async def _reply_without_group(self, lost: list[tuple[HeldDelivery, Effect]]) -> None:
         """The stream or its group is gone (a flush): make the group again and still answer who waits."""
         again = Group(self._consumer)
         for delivery, effect in lost:
-            if isinstance(effect, Done | Fail | Dead):
+            if isinstance(effect, Done | Fail | Dead) and delivery.job.reply_to:
                 again.unfenced_reply(delivery, effect, self._clock.now())
         streams = {keyspace.jobs(d.source.stage, d.source.lane) for d, _ in lost}
         try:
@@ -167,15 +187,32 @@ class Writer:
             await self._send(again)
 
 
-def _heard(deliveries: list[HeldDelivery], answer: int) -> None:
+def _add_settlement(group: Group, delivery: HeldDelivery, effect: Effect, now: int) -> tuple[HeldDelivery, Effect]:
+    """Add a settlement to the group; an outcome that cannot be written is a bug of its stage and ends one job."""
+    try:
+        if not delivery.fenced and isinstance(effect, Done | Fail | Dead) and delivery.job.reply_to:
+            group.unfenced_reply(delivery, effect, now)
+        else:
+            group.settle(delivery, effect, now)
+    except Exception as error:  # noqa: BLE001 - whatever a stage put into its outcome, the writer writes for all
+        log.error("outcome cannot be written", job=delivery.job.id, error=type(error).__name__)
+        failure = InternalError("promptmill failed on this request", hint="It is kept as a dead letter.")
+        effect = Dead(failure, f"bug: {type(error).__name__}")
+        group.settle(delivery, effect, now)
+    return delivery, effect
+
+
+def _heard(deliveries: list[HeldDelivery], answer: int | bytes) -> None:
     """End the runs whose frames went nowhere."""
     if answer != 1:
         for delivery in deliveries:
             delivery.stop(End.CANCELLED if answer == -2 else End.LOST)
 
 
-def _settled(delivery: HeldDelivery, effect: Effect, answer: int, *, resent: bool) -> int:
-    if answer == 1:
+def _settled(delivery: HeldDelivery, effect: Effect, answer: int | bytes, *, resent: bool) -> int | bytes:
+    if isinstance(answer, bytes):
+        log.error("write failed", job=delivery.job.id, error=answer.decode(errors="replace"))
+    elif answer == 1:
         metrics.JOBS[delivery.source.stage, delivery.source.lane, type(effect).__name__.lower()].inc()
     elif answer == 0 and not resent:
         metrics.STALE_SETTLES[delivery.source.stage,].inc()

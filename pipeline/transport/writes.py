@@ -11,7 +11,6 @@ from pipeline.errors import PipelineError
 from pipeline.job import ErrorFields, Facts, Frame, Job, Reply, encode
 from pipeline.stage import Defer, Done, Fail, Forward, Outcome
 from pipeline.transport import keyspace
-from pipeline.transport.connection import Command
 from pipeline.transport.delivery import HeldDelivery
 
 INLINE: Final = 64 * 1024
@@ -50,8 +49,10 @@ class Group:
         self.consumer = consumer
         self.keys = Keys()
         self.arguments: list[Argument] = []
-        self.bodies: list[Command] = []
+        self.bodies: list[tuple[str, bytes, int]] = []
+        """Key, bytes and lifetime in ms."""
         self.size = 0
+        self.count = 0
 
     def first_frame(self, delivery: HeldDelivery, frame: Frame, ttl_ms: int) -> None:
         """Add the frame that starts a run, fenced by the ownership of its delivery."""
@@ -86,11 +87,11 @@ class Group:
 
     def unfenced_reply(self, delivery: HeldDelivery, effect: Effect, now: int) -> None:
         """Add only the reply of `effect`, for a delivery whose group was lost: its client takes the first terminal."""
-        arguments = self._reply(delivery, effect, now)
-        if arguments[0]:
-            self._add("U", *arguments)
+        self._add("U", *self._reply(delivery, effect, now))
 
     def _add(self, *arguments: Argument) -> None:
+        self.count += 1
+        self.arguments.append(len(arguments))
         self.arguments += arguments
         self.size += sum(len(a) for a in arguments if isinstance(a, bytes))
 
@@ -118,8 +119,7 @@ class Group:
         stages = job.stages_left[1:]
         header = encode(msgspec.structs.replace(job, stages_left=stages, since=now))
         stage, lane = stages[0], job.lane
-        number = int(delivery.source.reference.rpartition(":")[2]) + 1 if delivery.source.reference else 1
-        kind, value = self._body(keyspace.body(job.id, number), body, job.deadline - now)
+        kind, value = self._body(keyspace.body(job.id, delivery.run), body, job.deadline - now)
         stream, counter = self.keys[keyspace.jobs(stage, lane)], self.keys[keyspace.held_bytes(stage, lane)]
         return stream, counter, header, kind, value, len(body)
 
@@ -127,8 +127,7 @@ class Group:
         header = encode(msgspec.structs.replace(job, since=now))
         source = delivery.source
         # A referenced body is unlinked with the settlement, so a deferred one is written again under a new name.
-        number = int(source.reference.rpartition(":")[2]) + 1 if source.reference else 0
-        kind, value = self._body(keyspace.body(job.id, number), delivery.body, job.deadline - now)
+        kind, value = self._body(keyspace.body(job.id, delivery.run), delivery.body, job.deadline - now)
         raw = value.encode() if isinstance(value, str) else value
         return b"%08d%b%b%010d%b" % (len(header), header, kind.encode(), source.size, raw)
 
@@ -138,13 +137,15 @@ class Group:
         if not job.reply_to:
             return 0, 0, b"", "b", b""
         reply, body = terminal(delivery, effect)
-        kind, value = self._body(keyspace.body(job.id, 10_000), body, job.deadline - now)
+        kind, value = self._body(keyspace.body(job.id, delivery.run), body, job.deadline - now)
         return self.keys[keyspace.replies(job.reply_to)], keyspace.REPLIES_TTL_MS, encode(reply), kind, value
 
     def _body(self, key: str, body: bytes, remaining_ms: int) -> tuple[str, bytes | str]:
+        if not isinstance(body, bytes):
+            raise TypeError(f"a body is bytes, not {type(body).__name__}")
         if len(body) <= INLINE:
             return "b", body
-        self.bodies.append(("SET", key, body, "PX", max(0, remaining_ms) + keyspace.BODY_EXTRA_MS))
+        self.bodies.append((key, body, max(0, remaining_ms) + keyspace.BODY_EXTRA_MS))
         return "r", key
 
 

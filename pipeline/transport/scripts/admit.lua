@@ -5,10 +5,12 @@
 -- KEYS  1 admitted:<ingress>, then pairs of stage stream and its byte counter
 -- ARGV  1 batch number, 2 lifetime of that number in ms, 3 count of jobs, then per job:
 --       index of its stream in the pairs (from 1), header, body, reference ('' without), bytes
--- Returns entry ids ('' for a batch that was admitted before), then backlog and bytes of each pair.
+-- Returns the number remembered so far (lower than the client knows: the server lost data), entry ids ('' for a
+-- batch that was admitted before), then backlog and bytes of each pair.
 local batch, count = tonumber(ARGV[1]), tonumber(ARGV[3])
-local reply = {}
-local fresh = count > 0 and batch > tonumber(redis.call('GET', KEYS[1]) or '0')
+local last = tonumber(redis.call('GET', KEYS[1]) or '0')
+local reply = {last}
+local fresh = count > 0 and batch > last
 if fresh then
   redis.call('SET', KEYS[1], batch, 'PX', ARGV[2])
 end

@@ -3,7 +3,7 @@
 -- Only the owner of a delivery settles it or starts its stream; a late zombie changes nothing.
 --
 -- KEYS  every key the writes below name, so that a cluster can route the script
--- ARGV  1 consumer, then writes one after another; K is an index into KEYS:
+-- ARGV  1 consumer, then writes one after another, each after the count of its arguments; K is an index into KEYS:
 --   F K data                                      frames for a reply stream
 --   O K id  K ttl  K data                         first frame: stream, entry; streamed mark, its ttl; reply stream
 --   S K K id size K|0 <effect>                    settle: stream, byte counter, entry, body to unlink
@@ -14,7 +14,8 @@
 --   R K ttl header kind body                      reply
 --   Z K due member                                defer
 --   D K limit count f1 v1 ... K|0 ttl header kind body    dead letter, then its error reply
--- Returns one number per write: 1 done, 0 stale (not the owner any more), -1 no group, -2 nobody listens.
+-- Returns one number per write: 1 done, 0 stale (not the owner any more), -1 no group, -2 nobody listens; or the error
+-- of a write that failed, which keeps none of the others from being done.
 local at, consumer, out = 2, ARGV[1], {}
 
 local function take()
@@ -100,12 +101,18 @@ local writes = {
     return owner
   end,
   U = function()
-    reply(key(), take(), take(), take(), take())
+    local stream, ttl, header, kind, body = key(), take(), take(), take(), take()
+    reply(stream, ttl, header, kind, body)
     return 1
   end,
 }
 
 while at <= #ARGV do
-  out[#out + 1] = writes[take()]()
+  local after = at + 1 + tonumber(ARGV[at])
+  at = at + 1
+  local done, answer = pcall(writes[take()])
+  if not done then answer = type(answer) == 'table' and answer.err or tostring(answer) end
+  out[#out + 1] = answer
+  at = after
 end
 return out
