@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -37,17 +36,25 @@ class Received(msgspec.Struct, frozen=True):
 
 
 class _Errors:
-    """Turn what the HTTP client raises into an UpstreamError."""
+    """
+    Turn what the HTTP client raises into an UpstreamError.
+
+    Its cancellations are exchanged for anyio's: it raises its own, which no cancel scope knows as the one it sent.
+    """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
 
-    def __enter__(self) -> None:
+    async def __aenter__(self) -> None:
         return None
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         if isinstance(error, exceptions.PyreqwestError):
             raise _translated(error, self._timeout) from None  # its text holds addresses of the operator's
+        if isinstance(error, anyio.get_cancelled_exc_class()):
+            await anyio.lowlevel.checkpoint_if_cancelled()
 
 
 def _translated(error: exceptions.PyreqwestError, timeout: float) -> UpstreamError:
@@ -95,21 +102,21 @@ class Stream:
     async def drain(self) -> None:
         """Wait a moment for the end of the body: a connection can be used again only after it."""
         with anyio.move_on_after(_DRAIN):
-            while await self._response.body_reader.read_chunk() is not None:
-                pass
-
-
-async def _own_cancellation() -> None:
-    """
-    Raise anyio's own cancellation, if this task is cancelled.
-
-    pyreqwest answers a cancellation with a CancelledError of its own making, which no cancel scope takes for its own.
-    """
-    await anyio.lowlevel.checkpoint_if_cancelled()
+            try:
+                async with _Errors(_DRAIN):
+                    while await self._response.body_reader.read_chunk() is not None:
+                        pass
+            except UpstreamError:
+                pass  # the answer was complete: how its connection ends is no longer the client's concern
 
 
 class Sender:
-    """Sends calls over one connection pool; `async with` closes it."""
+    """
+    Sends calls over one connection pool; `async with` closes it.
+
+    Cancelling returns at once. It closes the connection at once while an answer is read; before the answer begins,
+    pyreqwest 0.15 lets the call run on by itself until its first byte or its timeout (its task is not aborted).
+    """
 
     def __init__(self, settings: DispatchSettings) -> None:
         self._limit = settings.max_response_bytes
@@ -125,18 +132,14 @@ class Sender:
 
     async def call(self, request: UpstreamRequest, timeout: float) -> Received:
         """Return the whole answer within `timeout` seconds. Raises UpstreamError."""
-        with _Errors(timeout):
+        async with _Errors(timeout):
             prepared = self._prepare(request).timeout(timedelta(seconds=timeout)).build_streamed()
-            try:
-                async with prepared as response:
-                    content_type = response.get_header("content-type") or ""
-                    status = response.status
-                    if status == 200:
-                        return Received(status, await self._read(response), content_type)
-                    return Received(status, await _read_some(response), content_type, _headers(response))
-            except asyncio.CancelledError:
-                await _own_cancellation()
-                raise
+            async with prepared as response:
+                content_type = response.get_header("content-type") or ""
+                status = response.status
+                if status == 200:
+                    return Received(status, await self._read(response), content_type)
+                return Received(status, await _read_some(response), content_type, _headers(response))
 
     async def _read(self, response: Response) -> bytes:
         length = response.get_header("content-length")
@@ -152,14 +155,11 @@ class Sender:
 
         Raises UpstreamError, from the body of the `async with` too. Leaving early closes the connection.
         """
-        with _Errors(total), anyio.move_on_after(between) as scope:
-            builder = self._prepare(request).timeout(timedelta(seconds=total)).streamed_read_buffer_limit(0)
-            try:
+        with anyio.move_on_after(between) as scope:
+            async with _Errors(total):
+                builder = self._prepare(request).timeout(timedelta(seconds=total)).streamed_read_buffer_limit(0)
                 async with builder.build_streamed() as response:
                     yield Stream(response, scope, between)
-            except asyncio.CancelledError:
-                await _own_cancellation()
-                raise
         if scope.cancelled_caught:
             hint = "raise `stream_timeout` of the model if it needs longer"
             raise UpstreamTimeout(f"the provider sent nothing for {between:.3g} s", hint=hint)

@@ -78,7 +78,7 @@ class Router:
         tried: set[str] = set()
         failures = 0
         deployment, attempt, wait = self._next(group, call, tried)
-        if wait >= call.remaining:
+        if wait and wait >= call.remaining:
             raise UpstreamOverloaded(
                 f"every deployment of model {group.name!r} rests after failures",
                 hint="ask again after `Retry-After`",
