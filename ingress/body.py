@@ -6,7 +6,7 @@ from typing import Final
 
 import anyio
 
-from ingress.exchange import Exchange
+from ingress.exchange import COMPLETE, Exchange
 from pipeline.errors import BodyTimeout, BodyTooLarge, Cancelled, EncodingNotSupported, InvalidRequest
 
 STALLED: Final = 30.0
@@ -37,32 +37,40 @@ async def read_body(exchange: Exchange) -> bytes:
 
     Raises BodyTooLarge, BacklogFull, BodyTimeout, and Cancelled when the client left.
     """
-    edge = exchange.edge
-    stop = exchange.started + edge.settings.ingress.request_timeout
     chunks: list[bytes] = []
-    held = 0
     try:
-        with anyio.CancelScope(deadline=anyio.current_time() + STALLED) as scope:
-            more = True
-            while more:
-                message = await exchange.receive()
-                if message["type"] == "http.disconnect":
-                    raise Cancelled("the client left before its body was complete")
-                chunk: bytes = message.get("body", b"")
-                edge.permits.hold(len(chunk))
-                held += len(chunk)
-                if held > edge.settings.ingress.max_body_bytes:
-                    raise _too_large(edge.settings.ingress.max_body_bytes)
-                chunks.append(chunk)
-                if more := message.get("more_body", False):
-                    scope.deadline = min(anyio.current_time() + STALLED, stop)
-        if scope.cancelled_caught:
-            raise BodyTimeout("the request's body stopped arriving; send it again on a faster connection")
+        if COMPLETE in exchange.scope:
+            await _collect(exchange, chunks, None)
+        else:
+            with anyio.CancelScope(deadline=anyio.current_time() + STALLED) as scope:
+                await _collect(exchange, chunks, scope)
+            if scope.cancelled_caught:
+                raise BodyTimeout("the request's body stopped arriving; send it again on a faster connection")
     except BaseException:
-        edge.permits.release(held)
+        exchange.edge.permits.release(sum(map(len, chunks)))
         raise
     exchange.body_read = True
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def _collect(exchange: Exchange, chunks: list[bytes], scope: anyio.CancelScope | None) -> None:
+    """Receive until the body is complete; every chunk in `chunks` is counted. Each one puts the deadline off."""
+    permits, limits = exchange.edge.permits, exchange.edge.settings.ingress
+    size = 0
+    while True:
+        message = await exchange.receive()
+        if message["type"] == "http.disconnect":
+            raise Cancelled("the client left before its body was complete")
+        chunk: bytes = message.get("body", b"")
+        permits.hold(len(chunk))
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > limits.max_body_bytes:
+            raise _too_large(limits.max_body_bytes)
+        if not message.get("more_body", False):
+            return
+        if scope is not None:
+            scope.deadline = min(anyio.current_time() + STALLED, exchange.started + limits.request_timeout)
 
 
 def _too_large(limit: int) -> BodyTooLarge:

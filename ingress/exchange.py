@@ -25,6 +25,12 @@ UNREAD_LIMIT: Final = 64 * 1024
 KEY: Final = "promptmill.exchange"
 """Where the scope holds the exchange."""
 
+COMPLETE: Final = "promptmill.complete"
+"""Set in the scope once the whole body has arrived: reading it needs no clock."""
+
+LEAVING: Final = "promptmill.leaving"
+"""In the scope of our own server: what to call when the client leaves. Others are watched by a task, for 60 µs more."""
+
 log = logs.logger("ingress")
 
 

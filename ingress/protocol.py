@@ -1,13 +1,16 @@
-"""The limits of a request's head, which uvicorn's parser does not have."""
+"""The connection: limits of a request's head, which uvicorn does not have, and who hears that the client left."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from ingress.corked import CorkedTransport
 from ingress.errors import error_body
+from ingress.exchange import COMPLETE, LEAVING
 from pipeline.errors import InvalidRequest
 from pipeline.job import new_id
 
@@ -19,27 +22,31 @@ MAX_HEADERS: Final = 256
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol on httptools, with limits on the head's bytes, headers and seconds."""
+    """uvicorn's protocol on httptools, with limits on the head, and its two signals to the application."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Start the clock: a connection that says nothing is not worth a file descriptor."""
-        super().connection_made(transport)
+        super().connection_made(CorkedTransport(transport, self.loop))
         self._in_head = True
-        self._head_bytes = 0
+        self._received = self._head_bytes = 0
+        self._leaving: set[Callable[[], None]] = set()
         self._timer: asyncio.TimerHandle | None = self.loop.call_later(HEAD_SECONDS, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clock, and tell those who wait for an answer in vain."""
         self._stop_timer()
+        for leave in tuple(self._leaving):
+            leave()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse; a head that comes in one piece, as nearly all do, needs no timer."""
         if self._in_head:
-            if self._head_bytes > MAX_HEAD_BYTES:  # one endless header never reaches `on_header`
+            if self._head_bytes > MAX_HEAD_BYTES:  # a head without an end never completes
                 self.send_400_response("")
                 return
             self._head_bytes += len(data)
+        self._received = len(data)
         super().data_received(data)
         if not self._in_head:
             self._stop_timer()
@@ -47,24 +54,26 @@ class BoundedProtocol(HttpToolsProtocol):
             self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """A request begins, somewhere in what was last received."""
         super().on_message_begin()
         self._in_head = True
-        self._head_bytes = 0
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Count. What is raised here, the parser turns into a 400 and the end of the connection."""
-        if len(self.headers) >= MAX_HEADERS:
-            raise ValueError("too many headers")
-        super().on_header(name, value)
+        self._head_bytes = self._received
 
     def on_headers_complete(self) -> None:
-        """The head is complete."""
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if size > MAX_HEAD_BYTES:
+        """The head is complete. What is raised here, the parser turns into a 400 and the end of the connection."""
+        if len(self.headers) > MAX_HEADERS:
+            raise ValueError("too many headers")
+        # What was received bounds the head's size from above, and nearly always that is enough to know.
+        if self._head_bytes > MAX_HEAD_BYTES and self._head_size() > MAX_HEAD_BYTES:
             raise ValueError("headers too large")
         self._in_head = False
+        self.scope[LEAVING] = self._leaving  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The body is complete."""
+        self.cycle.scope[COMPLETE] = True  # type: ignore[typeddict-unknown-key]
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be parsed, in the shape of every other error."""
@@ -77,6 +86,9 @@ class BoundedProtocol(HttpToolsProtocol):
         ]
         self.transport.write(b"".join([*head, body]))
         self.transport.close()
+
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

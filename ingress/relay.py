@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -9,7 +10,7 @@ import msgspec
 from starlette.types import Receive
 
 from ingress.errors import error_event
-from ingress.exchange import JSON, Exchange, header_value
+from ingress.exchange import JSON, LEAVING, Exchange, header_value
 from pipeline import logs
 from pipeline.errors import Cancelled, DeadlineExceeded, PipelineError
 from pipeline.job import Facts, Frame, Job
@@ -34,9 +35,12 @@ log = logs.logger("ingress")
 
 async def relay(exchange: Exchange, waiter: Waiter, job: Job) -> None:
     """Send the job's reply as the response; a client that leaves cancels the job."""
-    watchers = exchange.edge.watchers
-    assert watchers is not None, "the application's lifespan has not started"
-    watchers.start_soon(_watch, exchange.receive, waiter)
+    leave = waiter.cancel
+    leaving: set[Callable[[], None]] | None = exchange.scope.get(LEAVING)
+    if leaving is not None:
+        leaving.add(leave)
+    else:
+        _start_watcher(exchange, waiter)
     try:
         await _relay(exchange, waiter, job)
     except anyio.get_cancelled_exc_class():
@@ -49,6 +53,15 @@ async def relay(exchange: Exchange, waiter: Waiter, job: Job) -> None:
     except OSError:  # how an ASGI server may say that nobody reads any more
         waiter.cancel()
         exchange.code = Cancelled.code
+    finally:
+        if leaving is not None:
+            leaving.discard(leave)
+
+
+def _start_watcher(exchange: Exchange, waiter: Waiter) -> None:
+    watchers = exchange.edge.watchers
+    assert watchers is not None, "the application's lifespan has not started"
+    watchers.start_soon(_watch, exchange.receive, waiter)
 
 
 async def _watch(receive: Receive, waiter: Waiter) -> None:

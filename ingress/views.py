@@ -78,6 +78,8 @@ def decode_prompt(view: View) -> PromptObject | None:
 
 def kind(raw: msgspec.Raw) -> str:
     """Return what a value is, by its first byte: `object`, `array`, `other`, or nothing for null and absent."""
+    if raw is ABSENT:
+        return ""
     first = bytes(memoryview(raw)[:1])
     return {b"": "", b"n": "", b"{": "object", b"[": "array"}.get(first, "other")
 
