@@ -90,9 +90,9 @@ class Threads:
             self._timer.cancel()
 
     def _stalled(self) -> bool:
-        """Whether no busy thread can be expected to look for its next call soon."""
+        """Whether no busy thread can be expected to look for its next call soon; one between two calls can."""
         now = monotonic()
-        return not any(not w.idle and now - w.began < STALL for w in self._workers)
+        return not any(not w.idle and (w.call is None or now - w.began < STALL) for w in self._workers)
 
     def _capacity(self) -> int:
         return self._slots - (len(self._workers) - len(self._idle))

@@ -27,6 +27,7 @@ class UserLoop:
         self._scheduled = False
         self._tasks: dict[Call, asyncio.Task[None]] = {}
         self._leaving = False
+        self._closing = False
         self._silent = 0
         self._thread = threading.Thread(target=self._serve, name="prompt hooks (async)", daemon=True)
         self._thread.start()
@@ -102,12 +103,15 @@ class UserLoop:
         self._close()
 
     def _close(self) -> None:
-        left = asyncio.all_tasks(self._loop)
-        for task in left:
-            task.cancel()
-        if left:
-            self._loop.run_until_complete(asyncio.wait(left, timeout=1.0))
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._closing = True
+        # What the user left in the background may raise or stop the loop even now; it is closed all the same.
+        with suppress(BaseException):
+            left = asyncio.all_tasks(self._loop)
+            for task in left:
+                task.cancel()
+            if left:
+                self._loop.run_until_complete(asyncio.wait(left, timeout=1.0))
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
 
     def _drain(self) -> None:
@@ -145,5 +149,5 @@ class UserLoop:
         self._stop_when_done()
 
     def _stop_when_done(self) -> None:
-        if self._leaving and not self._tasks:
+        if self._leaving and not self._tasks and not self._closing:
             self._loop.stop()
