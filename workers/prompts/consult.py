@@ -107,7 +107,7 @@ def _words(error: BaseException) -> str:
 def _timeout(manager: Manager, overrun: Overran, limit: float) -> PromptTimeout:
     place = places.in_directory(overrun.stack, manager.directory)
     if not overrun.stack:
-        fact = "did not begin: every prompt slot is taken by a hook that has not returned"
+        fact = "did not begin, because other hooks have not returned,"
     else:
         fact = f"has not returned and stands at {place or _where(manager)}"
     remedy = "make it faster, or raise `prompt_timeout`"

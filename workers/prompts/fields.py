@@ -33,15 +33,11 @@ CREDENTIAL_FIELDS: Final = frozenset(
         "aws_session_token",
         "azure_ad_token",
         "base_url",
-        "client",
         "custom_llm_provider",
-        "default_headers",
-        "extra_body",
         "extra_headers",
         "headers",
         "organization",
         "proxies",
-        "user_api_key",
         "vertex_credentials",
     }
 )

@@ -116,13 +116,11 @@ class UserLoop:
 
     def _drain(self) -> None:
         self._scheduled = False
-        while self._inbox:
-            try:
+        with suppress(IndexError):  # empty, or evacuated in this very moment
+            while True:
                 call = self._inbox.popleft()
-            except IndexError:  # evacuated in this very moment
-                return
-            if not call.abandoned:
-                self._tasks[call] = self._loop.create_task(self._run(call, call.run))
+                if not call.abandoned:
+                    self._tasks[call] = self._loop.create_task(self._run(call, call.run))
 
     async def _run(self, call: Call, run: int) -> None:
         value: Any = None

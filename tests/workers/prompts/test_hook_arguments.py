@@ -8,9 +8,21 @@ from typing import Any
 
 import msgspec
 import pytest
-from fakes.prompts import IMPORTS, async_hook, configured, delivery, forwarded, resolve, resolve_stage, sync_hook
+from fakes.configs import deployment
+from fakes.prompts import (
+    IMPORTS,
+    async_hook,
+    configured,
+    delivery,
+    failed,
+    forwarded,
+    resolve,
+    resolve_stage,
+    sync_hook,
+)
 from fakes.prompts import user_module as user
 
+from pipeline.errors import InvalidRequest
 from pipeline.job import PromptRef
 from pipeline.stage import Forward
 
@@ -194,8 +206,6 @@ async def test_what_a_hook_does_to_its_arguments_in_place_changes_nothing(tmp_pa
 
 
 async def test_variables_of_the_group_are_private_too(tmp_path: Path) -> None:
-    from fakes.configs import deployment
-
     group = deployment(prompt_id="1234", prompt_variables={"list": []})
     settings = configured(
         tmp_path, sync_hook("kw['prompt_variables']['list'].append(1)\n" + UNCHANGED), deployments=(group,)
@@ -245,10 +255,6 @@ async def test_metadata_the_manager_changed_goes_on_without_what_was_vouched_for
 
 
 async def test_a_value_below_the_top_level_that_does_not_decode_is_the_clients_mistake(tmp_path: Path) -> None:
-    from fakes.prompts import failed
-
-    from pipeline.errors import InvalidRequest
-
     body = b'{"messages":[{"role":"user","content":"hi"}],"x":"\xff"}'
     with pytest.raises(UnicodeDecodeError):
         msgspec.json.decode(body)

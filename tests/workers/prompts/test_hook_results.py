@@ -217,3 +217,18 @@ async def test_an_error_whose_words_cannot_be_had_is_told_by_its_class(tmp_path:
         raise Odd
     """)
     assert failed(await resolve(configured(tmp_path, source)), PromptManagerError).endswith("raised Odd")
+
+
+async def test_a_responses_item_of_a_subclass_is_a_plain_item(tmp_path: Path) -> None:
+    source = sync_hook("""
+        class Text(str): pass
+        return model, messages + [{"role": "user", "content": Text("more")}], None
+    """)
+    outcome = await resolve(configured(tmp_path, source), {"messages": ..., "input": "hi"}, operation="responses")
+    assert forwarded(outcome) == {"input": [USER, {"role": "user", "content": "more"}]}
+
+
+async def test_fields_that_look_odd_but_are_the_clients_reach_the_hook_and_go_on(tmp_path: Path) -> None:
+    source = sync_hook("non_default_params['extra_body']['b'] = 2; return model, messages, non_default_params")
+    outcome = await resolve(configured(tmp_path, source), {"extra_body": {"a": 1}})
+    assert forwarded(outcome)["extra_body"] == {"a": 1, "b": 2}

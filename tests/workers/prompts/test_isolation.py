@@ -20,6 +20,7 @@ from pipeline.settings import PromptSettings
 from pipeline.stage import Fail, Forward
 from workers.prompts.calls import Call, Overran, Returns
 from workers.prompts.isolation import Isolation, open_isolation
+from workers.prompts.threads import Threads, _Worker
 from workers.prompts.user_loop import UserLoop
 
 pytestmark = pytest.mark.anyio
@@ -204,6 +205,46 @@ async def test_a_synchronous_call_that_was_left_before_it_began_never_begins(gat
         gate.set()
         await isolation.run(lambda: calls.append("next"))
         assert calls == ["next"]
+
+
+async def test_asynchronous_calls_behind_a_blocked_loop_overrun_or_are_left_without_having_begun() -> None:
+    async with isolated(timeout=0.2) as (isolation, _):
+        gate = threading.Event()
+        calls: list[str] = []
+
+        async def blocks() -> None:
+            gate.wait(10)
+
+        async def next_call() -> None:
+            calls.append("began")
+
+        async def overruns() -> None:
+            with pytest.raises(Overran) as caught:
+                await isolation.run_async(blocks)
+            assert any(file == __file__ for file, _ in caught.value.stack)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(overruns)
+            await wait_until(lambda: isolation._loop is not None and isolation._loop._tasks)
+            with anyio.move_on_after(0.02):
+                await isolation.run_async(next_call)
+            with pytest.raises(Overran) as caught:
+                await isolation.run_async(next_call)
+            assert caught.value.stack == ()
+        gate.set()
+    assert calls == []
+
+
+async def test_a_thread_that_is_woken_while_it_gives_up_waiting_stays() -> None:
+    loop = asyncio.get_running_loop()
+    pool = Threads(1, Returns(loop), loop)
+    worker = _Worker()
+    pool._workers.append(worker)
+    worker.wake.release()
+    assert pool._retire(worker) is False
+    worker.idle = True  # and one that is closed in that moment goes
+    assert pool._retire(worker) is True
+    assert pool.count == 0
 
 
 async def test_a_synchronous_call_that_overran_keeps_its_slot_until_it_returns(gate: threading.Event) -> None:

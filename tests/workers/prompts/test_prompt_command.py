@@ -145,3 +145,10 @@ def test_the_help_documents_the_exit_status() -> None:
     text = CliRunner().invoke(prompt, ["test", "--help"]).stdout
     assert "Exit status:" in text
     assert "2  wrong usage" in text
+
+
+def test_a_file_that_is_not_python_is_status_2(tmp_path: Path) -> None:
+    (tmp_path / "hooks.txt").write_text("")
+    result = CliRunner().invoke(prompt, ["test", f"{tmp_path}/hooks.txt:manager", "--id", "1"])
+    assert result.exit_code == 2
+    assert "name one that ends in .py" in result.stderr

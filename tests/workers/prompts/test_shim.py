@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.configs import deployment
 from fakes.prompts import configured, forwarded, resolve, user_module
 
 from workers.prompts.shim import finder
@@ -86,8 +87,6 @@ class M({base}):
             completed_messages=None)
 manager = M()
 """
-    from fakes.configs import deployment
-
     settings = configured(tmp_path, source, deployments=(deployment("mine/gpt-4"), deployment()))
     body = forwarded(await resolve(settings, {"temperature": 1, "user": "u"}, model="mine/gpt-4"))
     assert body == {
