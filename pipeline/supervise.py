@@ -72,6 +72,12 @@ class Supervisor:
 
     async def run(self) -> int:
         """Start everything, serve until SIGTERM or SIGINT, stop everything."""
+        await self._live()
+        if self._refused is not None:
+            raise self._refused
+        return self._status
+
+    async def _live(self) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with anyio.create_task_group() as lifetimes:
                 lifetimes.start_soon(self._heed, signals)
@@ -79,9 +85,6 @@ class Supervisor:
                     await self._serve(lifetimes)
                 await self._drain()
                 lifetimes.cancel_scope.cancel()
-        if self._refused is not None:
-            raise self._refused
-        return self._status
 
     async def _serve(self, lifetimes: TaskGroup) -> None:
         plan = self._plan

@@ -70,12 +70,11 @@ class Gateway:
             time.sleep(0.02)  # blocking on purpose: fixtures of any scope use this, with no event loop
         self.url = found[1]
 
-    def ask(self, timeout: float = 20, **fields: Any) -> str:
+    def ask(self, timeout: float = 20, key: str = "any", **fields: Any) -> str:
         """Send a chat request and return the content of the answer."""
         body = {"model": "gpt-4", "messages": [{"role": "user", "content": "hi"}], **fields}
-        request = urllib.request.Request(
-            f"{self.url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+        request = urllib.request.Request(f"{self.url}/v1/chat/completions", json.dumps(body).encode(), headers)
         try:
             with urllib.request.urlopen(request, timeout=timeout) as answer:
                 return str(json.load(answer)["choices"][0]["message"]["content"])

@@ -84,15 +84,6 @@ async def test_status_finds_the_gateway_by_its_data_directory(gateway: Gateway, 
     assert {process["pid"] for process in found["processes"]} < set(gateway.children())
 
 
-async def test_dead_letters_can_be_listed_and_dropped(gateway: Gateway, directory: Path) -> None:
-    listed = promptmill("dead", "list", cwd=directory)
-    assert (listed.returncode, listed.stdout, listed.stderr) == (0, "", "no dead letters\n")
-    assert promptmill("dead", "show", "0-1", cwd=directory).returncode == 1
-    assert promptmill("dead", "drop", cwd=directory).returncode == 2
-    dropped = promptmill("dead", "drop", "--all", "--json", cwd=directory)
-    assert (dropped.returncode, json.loads(dropped.stdout)) == (0, {"dropped": 0})
-
-
 @pytest.mark.parametrize("words", ["pipeline worker resolve", "pipeline ingress", "-server "])
 async def test_what_crashes_is_started_again(gateway: Gateway, words: str) -> None:
     before = gateway.child(words)
@@ -108,6 +99,13 @@ async def test_what_crashes_is_started_again(gateway: Gateway, words: str) -> No
             return False
 
     await wait_until(served, timeout=20, every=0.2)
+
+
+async def test_a_clients_key_is_withheld_from_user_code_and_the_configuration_means_the_same(tmp_path: Path) -> None:
+    manager = MANAGER.replace('"from mine"', "os.environ['GATEWAY_KEY']")
+    config = configured(tmp_path, manager) + "general_settings: {master_key: os.environ/GATEWAY_KEY}\n"
+    with start_gateway(tmp_path, config=config, variables={"GATEWAY_KEY": MASTER}) as gateway:
+        assert gateway.ask(prompt_id="p", key=MASTER) == "system: withheld\nuser: hi"
 
 
 async def test_ctrl_c_finishes_what_is_in_flight_and_leaves_nothing(tmp_path: Path) -> None:
