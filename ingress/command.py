@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 
@@ -33,6 +34,8 @@ def ingress(config: str | None, host: str, port: int, data_dir: str | None, debu
         bound = _socket(settings, host, port)
     except ConfigurationError as error:
         refuse(error)
+    gc.freeze()  # what is loaded by now lives as long as the process: looking through it again and again is
+    gc.set_threshold(10_000)  # a tenth of all CPU, and hardly a request leaves a cycle behind
     anyio.run(_run, settings, url, bound, backend_options={"use_uvloop": True})
 
 

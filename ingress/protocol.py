@@ -71,9 +71,11 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """The body is complete."""
+        """The body is complete. Its last bytes may have paused reading, and who does not read hears nobody leave."""
         self.cycle.scope[COMPLETE] = True  # type: ignore[typeddict-unknown-key]
         super().on_message_complete()
+        if not self.pipeline:  # a client that sends on before its answer came waits where it is
+            self.flow.resume_reading()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be parsed, in the shape of every other error."""

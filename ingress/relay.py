@@ -70,7 +70,7 @@ async def _watch(receive: Receive, waiter: Waiter) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
         waiter.cancel()
-    except Exception as error:
+    except Exception as error:  # it shares a task group with the watchers of all other requests
         log.error("disconnect watcher failed", request_id=waiter.id, exc_info=error)
 
 

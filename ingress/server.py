@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import logging
 import math
 import socket
@@ -84,8 +83,6 @@ class Server(uvicorn.Server):
 async def serve(settings: Settings, transport: TransportClient, bound: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is held, for up to `settings.ingress.drain` seconds."""
     app = build_app(settings, transport)
-    gc.collect()
-    gc.freeze()  # what is loaded by now lives as long as the process; looking through it costs a tenth of all CPU
     await Server(server_config(app, settings.ingress.drain), app.state.edge).serve(sockets=[bound])
     log.info("ingress drained")
 

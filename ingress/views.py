@@ -91,8 +91,6 @@ def _decoded(decode: Callable[[bytes | msgspec.Raw], T], data: bytes | msgspec.R
         raise _wrong_type(str(error), prefix) from None
     except msgspec.DecodeError as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
-    except UnicodeDecodeError:
-        raise InvalidRequest("the body is not UTF-8; JSON always is") from None
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply; flatten it") from None
 

@@ -225,16 +225,20 @@ class TestDisconnects:
                     data += await client.receive()
             await wait_until(lambda: transport.waiters[0].cancelled)
 
-    async def test_watchers_end_with_their_response_and_cancel_nothing(self) -> None:
+    async def test_leaving_cancels_only_what_is_not_answered_yet(self) -> None:
         transport = FakeTransport()
-        async with serving(transport) as served, await served.connect() as client:
-            for _ in range(3):
+        async with serving(transport) as served:
+            async with await served.connect() as client:
+                for _ in range(2):
+                    await client.send(request_bytes(json.dumps(CHAT).encode()))
+                    assert b"200 OK" in await client.receive()
+                transport.script = lambda *_: []
                 await client.send(request_bytes(json.dumps(CHAT).encode()))
-                assert b"200 OK" in await client.receive()
-            watchers = served.edge.watchers
-            assert watchers is not None
-            await wait_until(lambda: not watchers._tasks)  # type: ignore[attr-defined]
-            assert [waiter.cancelled for waiter in transport.waiters] == [False, False, False]
+                await wait_until(lambda: len(transport.waiters) == 3)
+                for waiter in transport.waiters:
+                    waiter.answered = False  # so that a cancellation would show
+            await wait_until(lambda: transport.waiters[2].cancelled)
+        assert [waiter.cancelled for waiter in transport.waiters] == [False, False, True]
 
     async def test_a_server_that_says_so_by_oserror_cancels_the_job(self) -> None:
         transport = FakeTransport(lambda *_: [frame(b"data: 1\n\n"), frame(b"data: 2\n\n", 1)])
@@ -275,6 +279,26 @@ class TestDisconnects:
             with anyio.fail_after(5):
                 await client._transport.app(scope, receive, send)  # type: ignore[attr-defined]
         assert transport.waiters[0].cancelled
+
+    async def test_on_other_servers_a_task_watches_for_the_client_leaving(self) -> None:
+        transport = FakeTransport(lambda *_: [])
+        late = {"type": "http.request", "body": b""}
+        messages = [{"type": "http.disconnect"}, late, {"type": "http.request", "body": json.dumps(CHAT).encode()}]
+
+        async def receive() -> Any:
+            return messages.pop()
+
+        sent = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        async with calling(transport) as client:
+            scope, _, _ = asgi_call(b"")
+            with anyio.fail_after(5):
+                await client._transport.app(scope, receive, send)  # type: ignore[attr-defined]
+        assert transport.waiters[0].cancelled
+        assert sent[0]["status"] == 499
 
     async def test_a_watcher_that_fails_takes_no_other_down(self) -> None:
         transport = FakeTransport()

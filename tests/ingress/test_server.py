@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 from fakes.configs import settings as make_settings
-from fakes.edges import CHAT, KEYS, MASTER, read_all, request_bytes, serving
+from fakes.edges import CHAT, KEYS, MASTER, calling, read_all, request_bytes, serving
 from fakes.transport import FakeTransport, answer
 from fakes.waiting import wait_until
 
@@ -65,6 +65,49 @@ async def test_a_chunked_body_is_put_together() -> None:
         await client.send(b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY) - half, BODY[half:]))
         assert b"200 OK" in await client.receive()
     assert transport.bodies == [BODY]
+
+
+async def test_a_large_body_comes_in_whole_and_its_client_can_still_leave() -> None:
+    transport = FakeTransport(lambda *_: [])
+    body = json.dumps(CHAT | {"x": "y" * 1_000_000}).encode()
+    async with serving(transport) as served:
+        async with await served.connect() as client:
+            await client.send(request_bytes(body))
+            await wait_until(lambda: transport.waiters)
+            assert transport.bodies == [body]
+            assert served.edge.permits.held == 0, "the transport has it now"
+        await wait_until(lambda: transport.waiters[0].cancelled)
+
+
+async def test_a_request_sent_ahead_waits_its_turn() -> None:
+    transport = FakeTransport(lambda *_: [])
+    async with serving(transport) as served, await served.connect() as client:
+        await client.send(request_bytes(BODY) + request_bytes(BODY, "/v1/models").replace(b"POST", b"GET"))
+        await wait_until(lambda: transport.waiters)
+        transport.waiters[0].put(answer())
+        data = b""
+        while b'"object":"list"' not in data:
+            data += await client.receive()
+        assert data.index(b'"chat.completion"') < data.index(b'"object":"list"')
+    assert not transport.waiters[0].cancelled
+
+
+async def test_a_large_answer_goes_out_whole() -> None:
+    large = b'"' + b"z" * 3_000_000 + b'"'
+    response = await talk(
+        request_bytes(BODY, "/v1/chat/completions", "connection: close"),
+        transport=FakeTransport(lambda *_: [answer(large)]),
+    )
+    assert response.partition(b"\r\n\r\n")[2] == large
+
+
+@pytest.mark.parametrize("length", ["ten", "\xb2", "1_0"])
+async def test_a_length_that_another_server_lets_through_is_still_checked(length: str) -> None:
+    async with calling(FakeTransport()) as client:
+        response = await client.post(
+            "/chat/completions", content=BODY, headers={b"content-length": length.encode("latin-1")}
+        )
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_request")
 
 
 async def test_a_body_announced_too_large_is_refused_before_it_is_sent() -> None:
