@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import anyio
 import pytest
 from fakes.servers import Server, start_server
 
-from pipeline.transport import keyspace
+from pipeline.transport import keyspace, stage_stream
 from pipeline.transport.connection import Link
+
+
+@pytest.fixture(autouse=True)
+def short_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker stops when its read returns, so short reads make short tests; claims follow their leases sooner."""
+    monkeypatch.setattr(stage_stream, "BLOCK", 0.05)
+    monkeypatch.setattr(stage_stream, "CLAIM_EVERY", 0.2)
 
 
 @pytest.fixture(scope="session")

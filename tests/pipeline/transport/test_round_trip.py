@@ -7,7 +7,7 @@ import pytest
 from fakes.configs import settings
 from fakes.pipelines import ScriptedStage, connected_client, forward, job_for, running_worker, spec
 
-from pipeline.errors import BacklogFull, InvalidRequest
+from pipeline.errors import InvalidRequest
 from pipeline.job import Facts, Frame
 from pipeline.stage import Done, Fail, Forward
 from pipeline.transport.client import Answer
