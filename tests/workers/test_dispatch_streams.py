@@ -156,6 +156,12 @@ async def test_an_error_before_the_first_chunk_has_its_real_status(
     assert given.sent == []
 
 
+async def test_a_whole_answer_to_a_streamed_call_is_told_as_such_or_as_its_error(upstream: ScriptedUpstream) -> None:
+    upstream.script(reply(completion()), reply({"error": {"message": "quota"}}))
+    assert "without a stream" in failed(await handled(upstream, delivery()), UpstreamGarbled).message
+    assert "quota" in failed(await handled(upstream, delivery()), UpstreamGarbled).message
+
+
 async def test_what_fails_before_the_first_chunk_is_retried(upstream: ScriptedUpstream) -> None:
     upstream.script(sse({"error": {"message": "busy"}}))
     given = delivery()
@@ -210,6 +216,7 @@ async def test_a_client_that_leaves_closes_the_providers_connection_within_a_sec
 async def test_connections_are_used_again_after_a_stream(upstream: ScriptedUpstream) -> None:
     async with dispatching(upstream) as opened:
         for _ in range(3):
+            upstream.script(sse(chunk("a"), between=0.02))  # the end comes a little after the last word
             await opened.handle(delivery())
     assert upstream.connections == 1
 

@@ -75,13 +75,10 @@ def said(body: bytes) -> Said:
 
 
 def said_in(error: bytes) -> Said:
-    """Return what the value of an `error` field says."""
-    try:
-        if not error.startswith(b"{"):
-            return Said(message=_text(msgspec.Raw(error)))
-        fields = _decode_error(error)
-    except (msgspec.DecodeError, RecursionError):
-        return Said()
+    """Return what the value of an `error` field says; it comes out of JSON that was read."""
+    if not error.startswith(b"{"):
+        return Said(message=_text(msgspec.Raw(error)))
+    fields = _decode_error(error)
     return Said(_text(fields.message), _text(fields.type), _text(fields.code), _text(fields.param) or None)
 
 
