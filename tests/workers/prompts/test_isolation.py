@@ -336,6 +336,38 @@ async def test_a_blocked_loop_that_comes_back_in_time_still_answers_and_ends() -
         await wait_until(lambda: isolation.stuck == 0)
 
 
+async def test_what_was_started_anew_is_not_answered_by_its_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.prompts.isolation.TICK", 0.02)
+    async with isolated(timeout=10) as (isolation, _):
+        unblock, finish = threading.Event(), threading.Event()
+        runs: list[str] = []
+
+        async def waits() -> str:
+            runs.append("began")
+            try:
+                while not finish.is_set():  # noqa: ASYNC110 - an asyncio event cannot be set from another thread
+                    await asyncio.sleep(0.005)
+            except asyncio.CancelledError:
+                runs.append("cancelled")
+                return "first"
+            return "second"
+
+        async def blocks() -> None:
+            unblock.wait(10)
+
+        async def directs() -> None:
+            await wait_until(lambda: runs == ["began"])
+            tasks.start_soon(isolation.run_async, blocks)
+            await wait_until(lambda: len(runs) == 2)
+            unblock.set()
+            await wait_until(lambda: runs == ["began", "began", "cancelled"] and isolation.stuck == 0)
+            finish.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(directs)
+            assert await isolation.run_async(waits) == "second"
+
+
 async def test_a_background_task_that_blocks_the_loop_is_left_behind_too(gate: threading.Event) -> None:
     async with isolated(timeout=5) as (isolation, _):
         kept = []
@@ -415,14 +447,34 @@ async def test_a_loop_closes_whatever_its_background_tasks_do() -> None:
     assert loop.is_closed()
 
 
-async def test_a_loop_that_is_left_twice_closes(gate: threading.Event) -> None:
-    loop = UserLoop(Returns(asyncio.get_running_loop()))
-    loop._soon(gate.wait, 10)  # so that all of this is found at once
+async def test_a_loop_that_is_left_twice_lets_background_tasks_end(gate: threading.Event) -> None:
+    entered, ended = threading.Event(), threading.Event()
+
+    async def background() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            entered.set()
+            gate.wait(10)
+            await asyncio.sleep(0.01)
+            ended.set()
+
+    async def starts() -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(background())
+        await asyncio.sleep(0)
+        return task
+
+    main = asyncio.get_running_loop()
+    loop = UserLoop(Returns(main))
+    call = Call(starts, main.create_future())
+    loop.submit(call)
+    await call.future
     loop.leave()
-    loop.leave([])
+    await wait_until(entered.is_set)
+    loop.leave()
     gate.set()
     await wait_until(lambda: not loop.alive)
-    assert loop._loop.is_closed()
+    assert ended.is_set()
     loop.leave()
 
 
