@@ -133,6 +133,8 @@ async def test_an_unknown_model_that_stays_is_a_404_with_the_closest_names(tmp_p
     message = failed(await resolve(seed(tmp_path), model="gemini-1.5-pro"), ModelNotFound)
     assert "gemini-1.5-pro" in message
     assert "gpt-4" in message
+    limited = await resolve(seed(tmp_path), model="gpt-5", allowed_models=("gpt-5",))
+    assert "gpt-4" not in failed(limited, ModelNotFound)
 
 
 async def test_a_model_that_nobody_names_is_the_clients_mistake(tmp_path: Path) -> None:

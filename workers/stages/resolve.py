@@ -82,7 +82,7 @@ class ResolveStage:
         asked = job.model
         if result is not None and result.model != job.model:
             asked = result.model
-            group = self._chosen(result.model)
+            group = self._chosen(job, result.model)
         elif not job.model:
             raise InvalidRequest("no model: neither the request nor the prompt names one; send `model`", param="model")
         elif group is None:
@@ -93,13 +93,13 @@ class ResolveStage:
             raise NotAllowed(f"this key may not use the model {group.name!r}; ask for one it may use", param="model")
         return group.name
 
-    def _chosen(self, model: str) -> Group:
+    def _chosen(self, job: Job, model: str) -> Group:
         """Return the group a manager means: a name clients use, else the one group with that provider model."""
         group = self._catalog.group(model) or self._catalog.group_serving(model)
         if group is None:
             raise PromptModelUnknown(
                 f"the prompt manager chose the model {model[:200]!r}, which no one model group serves; "
-                f"add it to `model_list`, or return a name that is there{self._similar(model)}"
+                f"add it to `model_list`, or return a name that is there{self._similar(job, model)}"
             )
         return group
 
@@ -109,12 +109,13 @@ class ResolveStage:
                 f"this worker's configuration has no model {job.model[:200]!r}, the gateway's has; restart the worker"
             )
         return ModelNotFound(
-            f"there is no model {job.model[:200]!r}{self._similar(job.model)}; ask for one in `model_list`",
+            f"there is no model {job.model[:200]!r}{self._similar(job, job.model)}; ask for one in `model_list`",
             param="model",
         )
 
-    def _similar(self, model: str) -> str:
-        close = self._catalog.closest(model)
+    def _similar(self, job: Job, model: str) -> str:
+        """Return the names like `model` that the key may use; the others are not its business."""
+        close = self._catalog.closest(model, [n for n in self._catalog.names() if allows(job.allowed_models, n)])
         return f" (there is {', '.join(close)})" if close else ""
 
 
