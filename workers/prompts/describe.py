@@ -24,7 +24,7 @@ def describe(config: Path | None) -> None:
         os.environ.update(settings.environment)
         facts = inspect_callbacks(settings)
     except ConfigurationError as error:
-        click.echo(error.message, err=True)
+        click.echo("\n".join(filter(None, (error.message, error.hint))), err=True)
         sys.exit(2)
     click.echo(msgspec.json.encode(facts))
 
