@@ -31,7 +31,6 @@ FLUSH_LIMIT: Final = 10.0
 """Seconds a stopping process tries to write its last outcomes."""
 
 HAND_BACK_LIMIT: Final = 2.0
-LEAVE_LIMIT: Final = 2.0
 
 log = logs.logger("runner")
 
@@ -239,7 +238,7 @@ async def run_stages(specs: Sequence[StageSpec], settings: Settings, url: str, s
         for spec in specs:
             context = StageContext(settings, Catalog(settings), transport.consumer, restart)
             stages.append(await stack.enter_async_context(spec.open(context)))
-        async with anyio.create_task_group() as support:  # outlives the handlers: leases hold while they drain
+        async with transport.connected(), anyio.create_task_group() as support:  # outlives the handlers: leases hold
             await transport.start(support, stop.event)
             async with anyio.create_task_group() as running:
                 for spec, stage in zip(specs, stages, strict=True):
@@ -251,6 +250,4 @@ async def run_stages(specs: Sequence[StageSpec], settings: Settings, url: str, s
             with anyio.move_on_after(FLUSH_LIMIT, shield=True):
                 await transport.flush()
             support.cancel_scope.cancel()
-        with anyio.move_on_after(LEAVE_LIMIT, shield=True):
-            await transport.leave()
     return reasons[0] if reasons else ""

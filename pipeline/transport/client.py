@@ -60,10 +60,15 @@ class TransportClient:
         self._cancelled: list[Waiter] = []
         self._cancelling = anyio.Event()
         self._connected = False
+        self._met = anyio.Event()
 
     def now(self) -> int:
         """Return the Redis server's time in ms."""
         return self._clock.now()
+
+    async def met(self) -> None:
+        """Wait until Redis has been reached once: before that every request would be refused."""
+        await self._met.wait()
 
     def status(self) -> FleetStatus:
         """Return what is known of the fleet, without asking."""
@@ -154,6 +159,7 @@ class TransportClient:
                 await self._registry.beat()
                 await self._fail_unserved()
                 self._connected = True
+                self._met.set()
             except TransportError as error:
                 if self._connected:
                     log.warning("redis is away", error=str(error))

@@ -64,9 +64,10 @@ RETIRE: Final = Script("retire")
 REGISTER: Final = Script("register")
 CANCEL: Final = Script("cancel")
 STORE: Final = Script("store")
+PREPARE: Final = Script("prepare")
 _SCRIPTS: Final = {
     script.sha: script
-    for script in (ADMIT, WRITE, CLAIM, RENEW, RELEASE, MOVE, LISTEN, RETIRE, REGISTER, CANCEL, STORE)
+    for script in (ADMIT, WRITE, CLAIM, RENEW, RELEASE, MOVE, LISTEN, RETIRE, REGISTER, CANCEL, STORE, PREPARE)
 }
 
 

@@ -18,7 +18,7 @@ from pipeline.job import BATCH, LIVE, Job, decode_job
 from pipeline.settings import TransportSettings
 from pipeline.transport import keyspace
 from pipeline.transport.clock import ServerClock
-from pipeline.transport.connection import CLAIM, MOVE, RELEASE, RENEW, RETIRE, Backoff, Command, Link
+from pipeline.transport.connection import CLAIM, MOVE, PREPARE, RELEASE, RENEW, RETIRE, Backoff, Command, Link
 from pipeline.transport.delivery import End, HeldDelivery, Source
 from pipeline.transport.writer import Writer
 
@@ -37,7 +37,7 @@ FETCH_MOST: Final = 256
 """Entries of one read: with bodies of up to 64 KB in them, more would stall the server."""
 
 GLANCE: Final = 0.05
-"""Seconds a read waits in the batch lane alone, so that a live job does not."""
+"""Seconds a read waits in the batch lane alone, so that a live job does not, and while suspects wait for their turn."""
 
 MOVE_MOST: Final = 128
 UNREADABLE: Final = Job(id="", operation="", stages_left=(), deadline=0)
@@ -67,6 +67,8 @@ class StageStream:
         self._links = links
         self._held: dict[tuple[str, str], HeldDelivery] = {}
         self._claim_at = 0.0
+        self._crowded: set[int] = set()
+        """Delivery numbers of which as many run here as may: the last claim may have left others behind."""
         self._cursors = dict.fromkeys(LANES, "0-0")
         self._read_failed = False
         self._live_was_full = False
@@ -109,7 +111,7 @@ class StageStream:
             if entries:
                 return entries
             self._read_failed = False
-        if anyio.current_time() >= self._claim_at:
+        if anyio.current_time() >= self._claim_at or self._roomier():
             entries = await self._claim(room)
             if entries:
                 return entries
@@ -142,10 +144,11 @@ class StageStream:
         """Return the lanes to read, how many entries of each, and how long to wait. COUNT is per stream."""
         room = min(room, FETCH_MOST)
         batch_room = self._batch_cap - sum(1 for lane, _ in self._held if lane == BATCH)
+        block = GLANCE if self._crowded else BLOCK  # a suspect may end at any moment, and others wait for its place
         if self._live_was_full or batch_room < 1:
-            return (LIVE,), room, BLOCK
+            return (LIVE,), room, block
         if room > 1:
-            return LANES, max(1, min(room // 2, batch_room)), BLOCK
+            return LANES, max(1, min(room // 2, batch_room)), block
         return ((BATCH if self._live_was_empty else LIVE),), 1, GLANCE
 
     def _fresh(self, entries: list[tuple[str, str, list[Any], int]]) -> list[tuple[str, str, list[Any], int]]:
@@ -182,12 +185,20 @@ class StageStream:
                 for entry, fields, number in entries
                 if (lane, entry.decode()) not in self._held
             ]
+        self._crowded = {number for number, cap in self._caps.items() if numbers[number] >= cap}
         if all(cursor == "0-0" for cursor in self._cursors.values()):
             self._claim_at = anyio.current_time() + CLAIM_EVERY * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load
         for lane, entry, _, number in claimed:
             metrics.CLAIMS[self.stage,].inc()
             log.warning("claimed", stage=self.stage, lane=lane, entry=entry, number=number)
         return claimed
+
+    def _roomier(self) -> bool:
+        """Whether a suspect ended since there was no room for the next: it need not wait for the next round."""
+        if not self._crowded:
+            return False
+        numbers = Counter(d.number for d in self.held)
+        return any(numbers[number] < self._caps[number] for number in self._crowded)
 
     async def _history(self, room: int) -> list[tuple[str, str, list[Any], int]]:
         """Return what is pending in our name but not held: a reply that was lost on its way here."""
@@ -234,12 +245,10 @@ class StageStream:
 
     async def prepare(self) -> None:
         """Make the groups, from the beginning of their streams. Raises TransportUnavailable."""
-        replies = await self._links.read.call(
-            *(("XGROUP", "CREATE", keyspace.jobs(self.stage, lane), keyspace.GROUP, "0", "MKSTREAM") for lane in LANES)
-        )
-        made = {lane for lane, reply in zip(LANES, replies, strict=True) if not isinstance(reply, ResponseError)}
+        made = await self._links.read.run(PREPARE([keyspace.jobs(self.stage, lane) for lane in LANES]))
+        new = {lane for lane, was_made in zip(LANES, made, strict=True) if was_made}
         for delivery in self._held.values():
-            if delivery.source.lane in made:  # else BUSYGROUP: it was there
+            if delivery.source.lane in new:
                 delivery.fenced = False
 
     async def renew(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 
 import anyio
@@ -24,6 +25,7 @@ from pipeline.transport.writer import Writer
 
 MOVE_EVERY: Final = 0.25
 RETIRE_EVERY: Final = 30.0
+LEAVE_LIMIT: Final = 2.0
 
 log = logs.logger("transport")
 
@@ -131,8 +133,16 @@ class WorkerTransport:
         self.writer.finish()
         await self.writer.finished.wait()
 
-    async def leave(self) -> None:
-        """Take this process off the registry and off its groups, and close; once nothing registers it again."""
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """On the way out, however that comes, take this process off the registry and its groups, and close."""
+        try:
+            yield
+        finally:  # the upkeep is over: nothing registers this process again
+            with anyio.move_on_after(LEAVE_LIMIT, shield=True):
+                await self._leave()
+
+    async def _leave(self) -> None:
         try:
             await self._registry.leave()
             for stream in self._streams:

@@ -15,7 +15,7 @@ from pipeline.job import Frame
 from pipeline.stage import Done, Fail
 from pipeline.transport import keyspace
 from pipeline.transport.clock import ServerClock
-from pipeline.transport.connection import STORE, WRITE, Backoff, Command, Link
+from pipeline.transport.connection import PREPARE, STORE, WRITE, Backoff, Command, Link
 from pipeline.transport.delivery import End, HeldDelivery
 from pipeline.transport.writes import Dead, Effect, Group
 
@@ -180,9 +180,9 @@ class Writer:
                 again.unfenced_reply(delivery, effect, self._clock.now())
         streams = {keyspace.jobs(d.source.stage, d.source.lane) for d, _ in lost}
         try:
-            await self._link.call(*(("XGROUP", "CREATE", s, keyspace.GROUP, "0", "MKSTREAM") for s in streams))
+            await self._link.run(PREPARE(sorted(streams)))
         except TransportError:
-            return  # the fetch makes the group as well
+            pass  # the fetch makes the group as well
         if again.arguments:
             await self._send(again)
 

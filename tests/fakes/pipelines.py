@@ -86,7 +86,7 @@ def job_for(client: TransportClient, *, seconds: float = 30.0, **fields: Any) ->
         operation="chat.completions",
         deadline=now + int(seconds * 1000),
         admitted=now,
-        reply_to=client.consumer,
+        reply_to=fields.pop("reply_to", client.consumer),
         **fields,
     )
 
