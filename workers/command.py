@@ -38,7 +38,7 @@ def worker(stages: tuple[str, ...], config: str | None, data_dir: str | None, de
     settings = startup.load_settings(config, data_dir)
     try:
         specs = [load_stage(name) for name in dict.fromkeys(stages)]
-        reason = anyio.run(
+        ended = anyio.run(
             _serve,
             specs,
             settings,
@@ -47,8 +47,10 @@ def worker(stages: tuple[str, ...], config: str | None, data_dir: str | None, de
             backend_options={"use_uvloop": True},
         )
     except ConfigurationError as error:
-        startup.refuse(error)
-    if reason:
+        ended = error
+    if isinstance(ended, ConfigurationError):
+        startup.refuse(ended)
+    if ended:
         raise SystemExit(RESTART_STATUS)
 
 
@@ -61,8 +63,10 @@ def load_stage(name: str) -> StageSpec:
     return spec
 
 
-async def _serve(specs: list[StageSpec], settings: Settings, url: str) -> str:
+async def _serve(specs: list[StageSpec], settings: Settings, url: str) -> str | ConfigurationError:
+    """Run until told to stop; returns why a restart is wanted, or what is wrong with the configuration."""
     stop = Stop()
+    ended: str | ConfigurationError = ""
 
     async def heed(signals: Any) -> None:
         async for _ in signals:
@@ -71,6 +75,9 @@ async def _serve(specs: list[StageSpec], settings: Settings, url: str) -> str:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(heed, signals)
-            reason = await run_stages(specs, settings, url, stop)
+            try:
+                ended = await run_stages(specs, settings, url, stop)
+            except ConfigurationError as error:  # a task group would wrap it
+                ended = error
             tasks.cancel_scope.cancel()
-    return reason
+    return ended
