@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from pathlib import Path
 
@@ -106,5 +107,9 @@ def test_awkward_surroundings_do_not_keep_it_from_starting(tmp_path: Path) -> No
     with start_gateway(tmp_path, "--data-dir", str(data), cwd=cwd) as gateway:
         assert gateway.ask() == "user: hi"
         assert "Procfile is not run" in gateway.log
+        found = re.search(r"\((/.+)/valkey.sock\)", gateway.log)
+        assert found
+        assert Path(found[1]).exists()
+    assert not Path(found[1]).exists()
     assert not touched.exists()
     assert gateway.process.returncode == 0

@@ -79,8 +79,9 @@ async def test_status_finds_the_gateway_by_its_data_directory(gateway: Gateway, 
     assert done.returncode == 0, done.stderr
     assert "dispatch (live)" in done.stdout
     found = json.loads(promptmill("status", "-c", "config.yaml", "--json", cwd=directory).stdout)
-    assert sorted(process["role"] for process in found["processes"]).count("ingress") == 2
-    assert {process["pid"] for process in found["processes"]} < set(gateway.children())
+    # one that another test has just killed stays registered for a while
+    assert len({process["pid"] for process in found["processes"]} & set(gateway.children())) >= 3
+    assert {process["role"] for process in found["processes"]} == {"ingress", "worker"}
 
 
 @pytest.mark.parametrize("words", ["pipeline worker resolve", "pipeline ingress", "-server "])
@@ -141,11 +142,17 @@ async def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
 
 
 async def test_nothing_outlives_a_killed_supervisor_and_the_next_start_works(tmp_path: Path) -> None:
-    with start_gateway(tmp_path) as gateway:
+    # with a Redis that stays: a process that loses it soon writes to its closed log, and ends for that
+    with (
+        start_server(tmp_path / "redis") as server,
+        start_gateway(tmp_path, variables={"REDIS_URL": server.url}) as gateway,
+    ):
         children = gateway.children()
-        assert len(children) == 4
+        assert len(children) == 3
         gateway.stop(signal.SIGKILL)
-        await wait_until(lambda: not any(alive(pid) for pid in children), timeout=10)
+        await wait_until(lambda: not any(alive(pid) for pid in children), timeout=5)
+    (tmp_path / ".promptmill" / "valkey").mkdir()
+    (tmp_path / ".promptmill" / "valkey" / "valkey.sock").touch()  # what a killed server leaves
     with start_gateway(tmp_path) as gateway:
         assert gateway.ask() == "user: hi"
 
