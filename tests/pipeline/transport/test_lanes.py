@@ -1,0 +1,88 @@
+"""Lanes: live goes first, batch leaves the reserve alone and is still served."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+from fakes.configs import settings
+from fakes.deliveries import make_job
+from fakes.pipelines import Rival, ScriptedStage, quick, raw_link, running_worker, spec
+from fakes.waiting import wait_until
+
+from pipeline.job import BATCH, LIVE
+from pipeline.stage import Done
+from pipeline.transport import keyspace
+
+pytestmark = pytest.mark.anyio
+QUICK = settings(transport=quick())
+
+
+def _job(lane: str):
+    return make_job(stages_left=("dispatch",), lane=lane, deadline=10**14)
+
+
+async def test_batch_never_holds_the_slots_reserved_for_live(url: str) -> None:
+    go, held, most = anyio.Event(), 0, 0
+
+    async def wait(delivery):
+        nonlocal held, most
+        if delivery.job.lane == BATCH:
+            held += 1
+            most = max(most, held)
+            await go.wait()
+            held -= 1
+        return Done()
+
+    dispatch = ScriptedStage(wait)
+    async with raw_link(url) as link:
+        live, batch = Rival(link, "dispatch", LIVE), Rival(link, "dispatch", BATCH)
+        for _ in range(20):
+            await batch.add(_job(BATCH))
+        async with running_worker(url, QUICK, spec("dispatch", dispatch, slots=8)):
+            await wait_until(lambda: held == 6)
+            for _ in range(10):
+                await live.add(_job(LIVE))
+            await wait_until(lambda: _length(link, live, 0))
+            assert held == 6
+            go.set()
+            await wait_until(lambda: _length(link, batch, 0))
+    assert most == 6
+
+
+async def _length(link, rival: Rival, expected: int) -> bool:
+    return await link.run(("XLEN", rival.stream)) == expected
+
+
+async def test_live_goes_first(url: str) -> None:
+    order: list[str] = []
+
+    async def note(delivery):
+        order.append(delivery.job.lane)
+        return Done()
+
+    async with raw_link(url) as link:
+        live, batch = Rival(link, "dispatch", LIVE), Rival(link, "dispatch", BATCH)
+        for _ in range(30):
+            await batch.add(_job(BATCH))
+            await live.add(_job(LIVE))
+        async with running_worker(url, QUICK, spec("dispatch", ScriptedStage(note), slots=4)):
+            await wait_until(lambda: len(order) == 60)
+    # The first read does not know yet how much waits, so it takes some of both.
+    assert order[:34].count(LIVE) >= 28
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+async def test_few_slots_serve_both_lanes(url: str, slots: int) -> None:
+    dispatch = ScriptedStage(lambda d: _done())
+    async with raw_link(url) as link:
+        live, batch = Rival(link, "dispatch", LIVE), Rival(link, "dispatch", BATCH)
+        for _ in range(3):
+            await batch.add(_job(BATCH))
+            await live.add(_job(LIVE))
+        async with running_worker(url, QUICK, spec("dispatch", dispatch, slots=slots)):
+            await wait_until(lambda: len(dispatch.seen) == 6)
+        assert await link.run(("EXISTS", keyspace.held_bytes("dispatch", BATCH))) == 0
+
+
+async def _done() -> Done:
+    return Done()
