@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
+import anyio
 import uvicorn
 from starlette.applications import Starlette
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 SOCKET_VARIABLE: Final = "PROMPTMILL_SOCKET_FD"
 """Number of an open, bound socket: `up` binds the port once, for all its ingress processes."""
+
+FIRST_CONTACT: Final = 2.0
+"""Seconds a starting process waits for Redis before it takes requests, which it would refuse until then."""
 
 log = logs.logger("ingress")
 
@@ -83,6 +87,8 @@ class Server(uvicorn.Server):
 async def serve(settings: Settings, transport: TransportClient, bound: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is held, for up to `settings.ingress.drain` seconds."""
     app = build_app(settings, transport)
+    with anyio.move_on_after(FIRST_CONTACT):
+        await transport.met()
     await Server(server_config(app, settings.ingress.drain), app.state.edge).serve(sockets=[bound])
     log.info("ingress drained")
 
