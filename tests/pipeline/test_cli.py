@@ -58,7 +58,7 @@ def test_every_command_that_is_listed_can_be_imported_and_says_the_same(capsys: 
 
 
 def test_a_word_that_is_no_command_suggests_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("statu") == 2
+    assert run("xstatus") == 2
     assert "did you mean 'status'?" in capsys.readouterr().err
     assert run("xyzzy") == 2
     assert "there is up, demo, check" in capsys.readouterr().err
