@@ -2,15 +2,61 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import logging
 import os
 import sys
-from typing import Any
+import threading
+from typing import Any, BinaryIO, Final
 
 import msgspec
 import structlog
 
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
+
+PACE: Final = 0.05
+"""Seconds an INFO line may wait for others: a system call a line costs more than all the rest of it."""
+
+
+class _Lines:
+    """Where structlog writes rendered lines. Warnings and worse go out at once, and whatever waits before them."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._waiting: list[bytes] = []
+        self._mutex = threading.Lock()
+
+    def info(self, line: bytes) -> None:
+        """Write the line soon; at once where no event loop would come back to it."""
+        with self._mutex:
+            self._waiting.append(line)
+            first = len(self._waiting) == 1
+        if first:
+            try:
+                asyncio.get_running_loop().call_later(PACE, self.flush)
+            except RuntimeError:
+                self.flush()
+
+    def warning(self, line: bytes) -> None:
+        """Write the line and all that waits."""
+        with self._mutex:
+            self._waiting.append(line)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write all that waits, in one system call."""
+        with self._mutex:
+            lines, self._waiting = self._waiting, []
+        if lines:
+            try:
+                self._file.write(b"\n".join(lines) + b"\n")
+                self._file.flush()
+            except (OSError, ValueError):
+                return  # nobody reads our standard error any more; the work goes on
+
+    debug = info
+    error = exception = critical = fatal = log = msg = warn = failure = err = warning
 
 
 def configure(*, debug: bool = False, json: bool | None = None) -> None:
@@ -30,13 +76,18 @@ def configure(*, debug: bool = False, json: bool | None = None) -> None:
     ]
     if json:
         renderer: list[Any] = [structlog.processors.JSONRenderer(serializer=_serialize)]
-        factory: Any = structlog.BytesLoggerFactory(file=sys.stderr.buffer)
+        lines = _Lines(sys.stderr.buffer)
+        atexit.register(lines.flush)
+
+        def factory(*_: Any) -> _Lines:
+            return lines
+
     else:
         colors = sys.stderr.isatty() and "NO_COLOR" not in os.environ
         # Not the default formatter: with rich installed it prints every frame's locals, bodies and keys among them.
         plain = structlog.dev.plain_traceback
         renderer = [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
-        factory = structlog.PrintLoggerFactory(file=sys.stderr)
+        factory = structlog.PrintLoggerFactory(file=sys.stderr)  # type: ignore[assignment]
     structlog.configure(
         processors=[*shared, *renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),

@@ -43,8 +43,8 @@ class Output:
         self._colour = colour
         self._names: list[str] = []
 
-    def write(self, name: str, line: bytes) -> None:
-        """Write one line, in the colour of `name`."""
+    def write(self, name: str, *lines: bytes) -> None:
+        """Write lines, in the colour of `name`, in one system call."""
         prefix = f"{name:<{self._width}} | ".encode()
         if self._colour:
             if name not in self._names:
@@ -52,7 +52,7 @@ class Output:
             colour = _COLOURS[self._names.index(name) % len(_COLOURS)]
             prefix = b"\033[%dm%s\033[0m" % (colour, prefix)
         with contextlib.suppress(OSError):  # nobody reads our standard error any more: go on without
-            sys.stderr.buffer.write(prefix + line + b"\n")
+            sys.stderr.buffer.write(b"".join(prefix + line + b"\n" for line in lines))
             sys.stderr.buffer.flush()
 
     def say(self, text: str) -> None:
@@ -171,8 +171,8 @@ class Child:
         rest = b""
         async for chunk in stream:
             *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                self._output.write(self.spec.name, line)
+            if lines:
+                self._output.write(self.spec.name, *lines)
             if len(rest) > _LONGEST_LINE:
                 self._output.write(self.spec.name, rest)
                 rest = b""
