@@ -82,12 +82,12 @@ def test_a_process_that_ends_has_written_its_lines_and_no_locals(form: str) -> N
         "        1 / 0\n"
         "    except ZeroDivisionError:\n"
         "        log.exception('failed')\n"
-        "    log.info('last')\n"
+        "    log.info('after it')\n"
         "asyncio.run(main())\n"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert ended.stderr.index("kept") < ended.stderr.index("ZeroDivisionError") < ended.stderr.index("last")
+    assert ended.stderr.index("kept") < ended.stderr.index("ZeroDivisionError") < ended.stderr.index("after it")
     assert "a secret prompt" not in ended.stderr
     if form == "json":
         events = [json.loads(line) for line in ended.stderr.splitlines()]
-        assert [event["event"] for event in events] == ["kept", "failed", "last"]
+        assert [event["event"] for event in events] == ["kept", "failed", "after it"]
