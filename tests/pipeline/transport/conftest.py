@@ -8,13 +8,15 @@ import anyio
 import pytest
 from fakes.servers import Server, start_server
 
-from pipeline.transport import keyspace, stage_stream
+from pipeline.transport import client, keyspace, stage_stream, worker
 from pipeline.transport.connection import Link
 
 
 @pytest.fixture(autouse=True)
 def short_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker stops when its read returns, so short reads make short tests; claims follow their leases sooner."""
+    """Short reads make short tests, for a worker stops when its read returns; beats and claims come sooner too."""
+    for module in (client, worker):
+        monkeypatch.setattr(module, "BEAT", 0.25)
     monkeypatch.setattr(stage_stream, "BLOCK", 0.05)
     monkeypatch.setattr(stage_stream, "CLAIM_EVERY", 0.2)
 

@@ -22,7 +22,7 @@ from fakes.waiting import wait_until
 from pipeline import metrics
 from pipeline.job import BATCH, encode
 from pipeline.runner import Stop, run_stages
-from pipeline.stage import Done
+from pipeline.stage import Done, Forward
 from pipeline.transport import keyspace
 from pipeline.transport.delivery import End
 from pipeline.transport.writes import Drop
@@ -232,6 +232,30 @@ async def test_a_stale_settle_touches_neither_stream_nor_counter(url: str) -> No
         await stream._writer.run()
         assert list(await rival.pending()) == [entry]
         assert await link.run(("GET", keyspace.held_bytes("dispatch", BATCH))) == b"5"
+
+
+async def test_a_reply_whose_group_was_lost_is_written_without_its_fence_and_a_forward_is_left_alone(url: str) -> None:
+    async with raw_link(url) as link, stage_stream(url) as stream:
+        rival = Rival(link, "dispatch")
+        await link.call(("XGROUP", "CREATE", rival.stream, keyspace.GROUP, "0", "MKSTREAM"))
+        jobs = [
+            make_job(stages_left=left, reply_to=to) for left, to in ((("dispatch",), "me"), (("dispatch", "x"), ""))
+        ]
+        for job in jobs:
+            await rival.add(job)
+        await wait_until(lambda: stream.fetch(4))
+        done, forwarded = stream.held
+        await link.run(("XGROUP", "DESTROY", rival.stream, keyspace.GROUP))
+        stream._writer.settle(done, Done(b"told"))
+        stream._writer.settle(forwarded, Forward(forwarded.job, b"{}"))
+        stream._writer.finish()
+        await stream._writer.run()
+        ((_, fields),) = await link.run(("XRANGE", keyspace.replies("me"), "-", "+"))
+        assert b"told" in fields
+        assert 0 < await link.run(("PTTL", keyspace.replies("me"))) <= 60_000
+        assert await link.run(("EXISTS", keyspace.jobs("x", "live"))) == 0
+        assert await rival.pending() == {}  # the group is there again
+        assert await link.run(("XLEN", rival.stream)) == 2
 
 
 async def test_two_workers_share_the_load(url: str) -> None:

@@ -204,7 +204,7 @@ async def test_a_job_whose_ingress_is_gone_is_dropped_before_its_handler(url: st
         rival = Rival(link, "dispatch")
         async with running_worker(url, QUICK, spec("dispatch", dispatch)):
             await wait_until(lambda: client._registry.workers["dispatch"])
-            limit = anyio.current_time() + 1.2
+            limit = anyio.current_time() + 0.8
             await wait_until(lambda: anyio.current_time() > limit)
             job = job_for(client, stages_left=("dispatch",), reply_to="ingress-gone")
             await rival.add(msgspec.structs.replace(job, admitted=job.admitted - 5000))
