@@ -1,0 +1,93 @@
+"""Throw-away virtual environments with real client SDKs, installed from hash-pinned files and kept for the next run."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).parent.parent.parent
+REQUIREMENTS: Final = ROOT / "tests" / "sdk" / "requirements"
+SCRIPTS: Final = ROOT / "tests" / "sdk" / "scripts"
+VARIABLE: Final = "PROMPTMILL_TEST_VENVS"
+COMPLETE: Final = "complete"
+"""File in an environment whose installation came to its end."""
+
+
+class Environments:
+    """All environments, made two at a time from the first use on: `python(name)` waits for one."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._pool = ThreadPoolExecutor(2)  # pip is busy with one core
+        self._made: dict[str, Future[Path]] = {name: self._pool.submit(make, name) for name in names}
+
+    def python(self, name: str) -> Path:
+        """Return the interpreter of an environment. Raises AssertionError when it cannot be made."""
+        return self._made[name].result()
+
+    def run(self, name: str, script: str | Path, task: Any = None, *, timeout: float = 90) -> Any:
+        """Run a script with `task` as JSON on its standard input, and return the JSON it prints."""
+        command = [self.python(name), SCRIPTS / script]
+        done = subprocess.run(
+            command, input=json.dumps(task), capture_output=True, text=True, timeout=timeout, env=client_variables()
+        )
+        assert done.returncode == 0, f"{script} in {name} ended with status {done.returncode}:\n{done.stderr}"
+        return json.loads(done.stdout)
+
+    def close(self) -> None:
+        """Wait for what is under way; nothing is begun any more."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def client_variables() -> dict[str, str]:
+    """Return this process's variables without those that tell a client where to go, or coverage to measure it."""
+    unwanted = ("OPENAI_", "COVERAGE_", "LANGCHAIN_", "LANGSMITH_")
+    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(unwanted)}
+    return kept | {"NO_PROXY": "127.0.0.1,0.0.0.0,localhost", "no_proxy": "127.0.0.1,0.0.0.0,localhost"}
+
+
+def names() -> list[str]:
+    """Return the names of the environments there are requirements for."""
+    return sorted(path.stem for path in REQUIREMENTS.glob("*.txt"))
+
+
+def make(name: str) -> Path:
+    """Make an environment unless it is there, and return its interpreter; other processes wait meanwhile."""
+    requirements = REQUIREMENTS / f"{name}.txt"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    digest = hashlib.sha256(version.encode() + requirements.read_bytes()).hexdigest()[:12]
+    home = Path(os.environ.get(VARIABLE) or ROOT / ".venvs")
+    directory = home / f"{name}-{digest}"
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / f"{directory.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (directory / COMPLETE).exists():
+            shutil.rmtree(directory, ignore_errors=True)
+            _install(directory, requirements)
+            (directory / COMPLETE).touch()
+    return directory / "bin" / "python"
+
+
+def _install(directory: Path, requirements: Path) -> None:
+    """Fill an environment with the pip of this one: it needs none of its own, and no byte code nobody runs."""
+    python = directory / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
+    _do([sys.executable, "-m", "venv", "--without-pip", str(directory)], requirements)
+    _do([*pip, "install", "--quiet", "--no-compile", "--require-hashes", "-r", str(requirements)], requirements)
+
+
+def _do(command: list[str], requirements: Path) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, (
+        f"the SDK tests need the packages of {requirements.relative_to(ROOT)}, and they cannot be installed; "
+        f"make a package index reachable for pip, or let {VARIABLE} name a directory of environments made elsewhere. "
+        f"pip's last words:\n{done.stderr[-2000:]}"
+    )
