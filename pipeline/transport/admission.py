@@ -19,6 +19,9 @@ from pipeline.transport.writes import INLINE
 FLUSH_JOBS: Final = 256
 FLUSH_BYTES: Final = 1024 * 1024
 TRIES: Final = 3
+RETRY_PAUSE: Final = 0.25
+"""Longest pause between tries: a client waits for all of them before it is refused."""
+
 LANES: Final = (LIVE, BATCH)
 
 
@@ -65,7 +68,7 @@ class Admission:
         self._wake = anyio.Event()
         self._batch = 0
         self._admitted = 0
-        self._backoff = Backoff()
+        self._backoff = Backoff(most=RETRY_PAUSE)
         self.rate = 0.0
         """Jobs answered per second, lately; what `Retry-After` is reckoned from."""
 

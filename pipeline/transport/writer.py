@@ -104,6 +104,7 @@ class Writer:
                     return
                 self._wake = anyio.Event()
                 await self._wake.wait()
+                continue
             if not self._urgent.is_set():
                 with anyio.move_on_at(last_frames + FRAME_PACE):
                     await self._urgent.wait()

@@ -65,8 +65,13 @@ async def test_orphans_behind_many_live_leases_are_reached(url: str) -> None:
     assert sorted(claimed) == sorted(entries[390:])
 
 
-async def test_our_own_idle_entries_are_never_returned_as_new(url: str) -> None:
+async def _nothing() -> None:
+    """Stands for a renewal that came too late."""
+
+
+async def test_our_own_idle_entries_are_never_returned_as_new(url: str, monkeypatch) -> None:
     async with raw_link(url) as link, stage_stream(url, lease=0.05) as stream:
+        monkeypatch.setattr(stream, "renew", _nothing)
         rival = Rival(link, "dispatch", name="reader")
         await rival.put("h", b"x", "b", b"")
         await rival.link.call(("XGROUP", "CREATE", rival.stream, keyspace.GROUP, "0", "MKSTREAM"))
@@ -78,8 +83,11 @@ async def test_our_own_idle_entries_are_never_returned_as_new(url: str) -> None:
         assert stream.held == (held,)
 
 
-async def test_an_outcome_that_is_not_written_yet_keeps_its_delivery_from_being_run_again(url: str) -> None:
+async def test_an_outcome_that_is_not_written_yet_keeps_its_delivery_from_being_run_again(
+    url: str, monkeypatch
+) -> None:
     async with raw_link(url) as link, stage_stream(url, lease=0.05) as stream:
+        monkeypatch.setattr(stream, "renew", _nothing)
         rival = Rival(link, "dispatch", name="reader")
         entry = await rival.put("h", b"x", "b", b"")
         await rival.link.call(("XGROUP", "CREATE", rival.stream, keyspace.GROUP, "0", "MKSTREAM"))
@@ -256,6 +264,20 @@ async def test_a_reply_whose_group_was_lost_is_written_without_its_fence_and_a_f
         assert await link.run(("EXISTS", keyspace.jobs("x", "live"))) == 0
         assert await rival.pending() == {}  # the group is there again
         assert await link.run(("XLEN", rival.stream)) == 2
+
+
+async def test_bytes_are_counted_down_job_by_job_and_the_counter_vanishes_with_the_last(url: str) -> None:
+    counter = keyspace.held_bytes("dispatch", "live")
+    async with raw_link(url) as link, stage_stream(url) as stream:
+        rival = Rival(link, "dispatch")
+        await link.call(("XGROUP", "CREATE", rival.stream, keyspace.GROUP, "0", "MKSTREAM"), ("SET", counter, 30))
+        for size in (10, 20):
+            await rival.add(make_job(stages_left=("dispatch",)), b"x" * size)
+        await wait_until(lambda: stream.fetch(4))
+        for delivery, left in zip(stream.held, (b"20", None), strict=True):
+            stream._writer.settle(delivery, Drop())
+            await stream._writer._write()
+            assert await link.run(("GET", counter)) == left
 
 
 async def test_two_workers_share_the_load(url: str) -> None:
