@@ -22,12 +22,11 @@ async def test_bodies_over_the_budget_wait_for_those_in_use(url: str) -> None:
             async with bodies.held("b", 99) as body:  # larger than the whole budget: alone, then
                 order.append(body)
 
-        async with anyio.create_task_group() as tasks:
-            async with bodies.held("a", 6) as body:
-                tasks.start_soon(second)
-                with anyio.move_on_after(0.1):
-                    await anyio.sleep_forever()
-                order.append(body)
+        async with anyio.create_task_group() as tasks, bodies.held("a", 6) as body:
+            tasks.start_soon(second)
+            with anyio.move_on_after(0.1):
+                await anyio.sleep_forever()
+            order.append(body)
         async with bodies.held("expired", 6) as body:
             order.append(body)
     assert order == [b"a", b"b", None]
