@@ -115,12 +115,17 @@ def _processes() -> Iterator[tuple[int, int, str]]:
 
 @contextmanager
 def start_gateway(
-    directory: Path, *arguments: str, config: str = CONFIG, cwd: Path | None = None, variables: Mapping[str, str] = {}
+    directory: Path,
+    *arguments: str,
+    config: str = CONFIG,
+    cwd: Path | None = None,
+    variables: Mapping[str, str] = {},
+    python: str = sys.executable,
 ) -> Iterator[Gateway]:
     """Run `promptmill up` on `config` in `directory`, on a free port, and end it in the end, whatever the test did."""
     (directory / "config.yaml").write_text(config)
     output = directory / "output.log"
-    command = [sys.executable, "-P", "-m", "pipeline", "--config", str(directory / "config.yaml"), "--port", "0"]
+    command = [python, "-P", "-m", "pipeline", "--config", str(directory / "config.yaml"), "--port", "0"]
     with output.open("wb") as stream:
         process = subprocess.Popen(
             [*command, *arguments], cwd=cwd or directory, env=environment(**variables), stdout=stream, stderr=stream
