@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
+import itertools
 import secrets
-import time
-from typing import TYPE_CHECKING
-
-import anyio
+from typing import TYPE_CHECKING, Final
 
 from pipeline.job import Facts, Frame, Job
 from pipeline.transport.clock import ServerClock
@@ -16,12 +15,18 @@ if TYPE_CHECKING:
     from pipeline.transport.writer import Writer
 
 
+_PROCESS: Final = secrets.token_hex(6)
+_runs: Final = itertools.count()
+"""Runs of this process; behind its random name each is unique, and cheaper than random bytes of its own."""
+
+
 class End(enum.Enum):
     """Why a delivery's work was cancelled from outside."""
 
     CANCELLED = "the client left"
     LOST = "another consumer owns it"
     STOPPED = "this process stops"
+    EXPIRED = "its deadline passed"
 
 
 class Source:
@@ -44,7 +49,8 @@ class HeldDelivery:
 
     __slots__ = (
         "_clock",
-        "_scope",
+        "_task",
+        "_timer",
         "_writer",
         "body",
         "end",
@@ -63,7 +69,7 @@ class HeldDelivery:
         self.body = body
         self.number = number
         self.source = source
-        self.run = secrets.token_hex(8)
+        self.run = f"{_PROCESS}{next(_runs):x}"
         self.frames = 0
         """Frames handed to the writer so far."""
         self.end: End | None = None
@@ -74,26 +80,41 @@ class HeldDelivery:
         self.queued_ms = float(max(0, clock.now() - (job.since or job.admitted)))
         self._clock = clock
         self._writer = writer
-        self._scope: anyio.CancelScope | None = None
+        self._task: asyncio.Task[object] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def remaining(self) -> float:
         """Seconds until the job's deadline, by the server's clock."""
         return (self.job.deadline - self._clock.now()) / 1000
 
-    def scope(self) -> anyio.CancelScope:
-        """Return the one cancel scope of this delivery: its deadline, and where `stop` takes hold."""
-        self._scope = anyio.CancelScope(deadline=time.monotonic() + self.remaining)
-        if self.end is not None:
-            self._scope.cancel()
-        return self._scope
+    def ended(self) -> bool:
+        """Whether its work was cancelled from outside, for the reason in `end`."""
+        return self.end is not None
+
+    def begin(self) -> None:
+        """
+        Let `stop` and the deadline take hold of the calling task, until `finish`.
+
+        Not a cancel scope: with its timer that is 11 µs a delivery, and this is 3.
+        """
+        self._task = asyncio.current_task()
+        self._timer = asyncio.get_running_loop().call_later(self.remaining, self.stop, End.EXPIRED)
+
+    def finish(self) -> None:
+        """Let go of the task, and take back its cancellation if `stop` had cancelled it."""
+        task, self._task = self._task, None
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.end is not None and task is not None:
+            task.uncancel()
 
     def stop(self, why: End) -> None:
         """Cancel the work; the first reason stands."""
         if self.end is None:
             self.end = why
-            if self._scope is not None:
-                self._scope.cancel()
+            if self._task is not None:
+                self._task.cancel()
 
     async def send(self, data: bytes, facts: Facts | None = None, content_type: str = "") -> None:
         """Hand a frame to the writer; waits only while too many bytes are unsent."""

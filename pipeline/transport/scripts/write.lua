@@ -16,15 +16,11 @@
 --   D K limit count f1 v1 ... K|0 ttl header kind body    dead letter, then its error reply
 -- Returns one number per write: 1 done, 0 stale (not the owner any more), -1 no group, -2 nobody listens; or the error
 -- of a write that failed, which keeps none of the others from being done.
-local at, consumer, out = 2, ARGV[1], {}
+local consumer, out = ARGV[1], {}
+local settled, grown, unlinked, lasting = {}, {}, {}, {}
 
-local function take()
-  at = at + 1
-  return ARGV[at - 1]
-end
-
-local function key()
-  return KEYS[tonumber(take())]
+local function key(at)
+  return KEYS[tonumber(ARGV[at])]
 end
 
 local function owned(stream, id)
@@ -36,83 +32,86 @@ local function owned(stream, id)
   return #found
 end
 
-local function reply(stream, ttl, header, kind, body)
-  if stream then
-    redis.call('XADD', stream, '*', 't', header, kind, body)
-    redis.call('PEXPIRE', stream, ttl, 'NX')
+-- Arguments from `at`: K|0 ttl header kind body.
+local function reply(at)
+  local stream = key(at)
+  if not stream then return end
+  redis.call('XADD', stream, '*', 't', ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
+  if not lasting[stream] then
+    redis.call('PEXPIRE', stream, ARGV[at + 1], 'NX')
+    lasting[stream] = true
   end
 end
 
-local function dead_letter(stream, limit, fields)
-  redis.call('XADD', stream, 'MAXLEN', '~', limit, '*', unpack(fields))
+local function grow(counter, size)
+  grown[counter] = (grown[counter] or 0) + size
 end
 
--- Every effect takes its arguments first and applies them only when `apply`: a stale settle must still be parsed.
 local effects = {
   N = function() end,
-  W = function(apply)
-    local stream, counter, header, kind, body, size = key(), key(), take(), take(), take(), take()
-    if apply then
-      redis.call('XADD', stream, '*', 'h', header, 's', size, kind, body)
-      redis.call('INCRBY', counter, size)
-    end
+  R = reply,
+  W = function(at)
+    redis.call('XADD', key(at), '*', 'h', ARGV[at + 2], 's', ARGV[at + 5], ARGV[at + 3], ARGV[at + 4])
+    grow(key(at + 1), tonumber(ARGV[at + 5]))
   end,
-  R = function(apply)
-    local stream, ttl, header, kind, body = key(), take(), take(), take(), take()
-    if apply then reply(stream, ttl, header, kind, body) end
+  Z = function(at)
+    redis.call('ZADD', key(at), ARGV[at + 1], ARGV[at + 2])
   end,
-  Z = function(apply)
-    local delayed, due, member = key(), take(), take()
-    if apply then redis.call('ZADD', delayed, due, member) end
-  end,
-  D = function(apply)
-    local stream, limit, count, fields = key(), take(), tonumber(take()), {}
-    for i = 1, count do fields[i] = take() end
-    local target, ttl, header, kind, body = key(), take(), take(), take(), take()
-    if apply then
-      dead_letter(stream, limit, fields)
-      reply(target, ttl, header, kind, body)
-    end
+  D = function(at)
+    local count, fields = tonumber(ARGV[at + 2]), {}
+    for i = 1, count do fields[i] = ARGV[at + 2 + i] end
+    redis.call('XADD', key(at), 'MAXLEN', '~', ARGV[at + 1], '*', unpack(fields))
+    reply(at + 3 + count)
   end,
 }
 
 local writes = {
-  F = function()
-    local stream, data = key(), take()
-    return redis.call('XADD', stream, 'NOMKSTREAM', '*', 'f', data) and 1 or -2
+  F = function(at)
+    return redis.call('XADD', key(at), 'NOMKSTREAM', '*', 'f', ARGV[at + 1]) and 1 or -2
   end,
-  O = function()
-    local stream, id, mark, ttl, target, data = key(), take(), key(), take(), key(), take()
+  O = function(at)
+    local owner = owned(key(at), ARGV[at + 1])
+    if owner ~= 1 then return owner end
+    redis.call('SET', key(at + 2), '1', 'PX', ARGV[at + 3])
+    return redis.call('XADD', key(at + 4), 'NOMKSTREAM', '*', 'f', ARGV[at + 5]) and 1 or -2
+  end,
+  S = function(at)
+    local stream, id = key(at), ARGV[at + 2]
     local owner = owned(stream, id)
     if owner ~= 1 then return owner end
-    redis.call('SET', mark, '1', 'PX', ttl)
-    return redis.call('XADD', target, 'NOMKSTREAM', '*', 'f', data) and 1 or -2
-  end,
-  S = function()
-    local stream, counter, id, size, body = key(), key(), take(), take(), key()
-    local owner = owned(stream, id)
-    effects[take()](owner == 1)
-    if owner == 1 then
-      redis.call('XACK', stream, 'workers', id)
-      redis.call('XDEL', stream, id)
-      if redis.call('DECRBY', counter, size) <= 0 or redis.call('XLEN', stream) == 0 then redis.call('DEL', counter) end
-      if body then redis.call('UNLINK', body) end
+    effects[ARGV[at + 5]](at + 6)
+    local ids = settled[stream]
+    if not ids then
+      ids = {counter = key(at + 1)}
+      settled[stream] = ids
     end
-    return owner
+    ids[#ids + 1] = id
+    grow(ids.counter, -tonumber(ARGV[at + 3]))
+    unlinked[#unlinked + 1] = key(at + 4)
+    return 1
   end,
-  U = function()
-    local stream, ttl, header, kind, body = key(), take(), take(), take(), take()
-    reply(stream, ttl, header, kind, body)
+  U = function(at)
+    reply(at)
     return 1
   end,
 }
 
+local at = 2
 while at <= #ARGV do
-  local after = at + 1 + tonumber(ARGV[at])
-  at = at + 1
-  local done, answer = pcall(writes[take()])
+  local done, answer = pcall(writes[ARGV[at + 1]], at + 2)
   if not done then answer = type(answer) == 'table' and answer.err or tostring(answer) end
   out[#out + 1] = answer
-  at = after
+  at = at + 1 + tonumber(ARGV[at])
 end
+
+-- What every settlement of a stream needs is done once for all of them: a call costs more than what it does.
+for counter, size in pairs(grown) do
+  if redis.call('INCRBY', counter, size) <= 0 then redis.call('DEL', counter) end
+end
+for stream, ids in pairs(settled) do
+  redis.call('XACK', stream, 'workers', unpack(ids))
+  redis.call('XDEL', stream, unpack(ids))
+  if redis.call('XLEN', stream) == 0 then redis.call('DEL', ids.counter) end
+end
+if #unlinked > 0 then redis.call('UNLINK', unpack(unlinked)) end
 return out

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 import anyio
 import pytest
 from fakes.configs import settings
@@ -86,9 +89,9 @@ async def test_a_job_cancelled_between_stages_is_dropped_by_the_next(url: str) -
     async with connected_client(url, QUICK) as client, raw_link(url) as link:
 
         async def cancel_then_forward(delivery):
-            with anyio.CancelScope(shield=True):
-                waiter.cancel()
-                await wait_until(lambda: _published(link))
+            waiter.cancel()
+            with contextlib.suppress(asyncio.CancelledError):  # too late: this stage hands the job on all the same
+                await anyio.sleep_forever()
             return Forward(delivery.job, delivery.body)
 
         async with running_worker(url, QUICK, spec("resolve", ScriptedStage(cancel_then_forward))):
