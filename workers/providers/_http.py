@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from datetime import timedelta
-from types import TracebackType
 from typing import Final
 
-import anyio
 import msgspec
-from pyreqwest import exceptions
-from pyreqwest.client import Client, ClientBuilder
-from pyreqwest.request import RequestBuilder
-from pyreqwest.response import Response
 
-from pipeline.errors import ModelDisabled, UpstreamError, UpstreamGarbled, UpstreamTimeout, UpstreamUnavailable
+from pipeline.errors import ModelDisabled, UpstreamError, UpstreamTimeout
 from pipeline.settings import DispatchSettings
+from workers.providers._coding import decoded, decoder
+from workers.providers._connection import Connection
 from workers.providers._dialect import UpstreamRequest
+from workers.providers._exchange import ERROR_BODY_LIMIT, Exchange
+from workers.providers._heads import address, head
+from workers.providers._pool import Pool, Route
 
-_ERROR_BODY_LIMIT: Final = 64 * 2**10
-"""Bytes read of an answer that is no 200: enough for any error, and never a gift to a hostile host."""
 _DRAIN: Final = 0.2
 """Seconds given to the end of an answer whose last word was said, so that its connection can be used again."""
+_WAYS_LIMIT: Final = 4096
+"""Heads kept: more than there are deployments, unless a dialect signs each call."""
 
 
 class Received(msgspec.Struct, frozen=True):
@@ -35,118 +34,108 @@ class Received(msgspec.Struct, frozen=True):
     headers: Mapping[str, str] = {}
 
 
-class _Errors:
-    """
-    Turn what the HTTP client raises into an UpstreamError.
-
-    Its cancellations are exchanged for anyio's: it raises its own, which no cancel scope knows as the one it sent.
-    """
-
-    def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
-
-    async def __aenter__(self) -> None:
-        return None
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        if isinstance(error, exceptions.PyreqwestError):
-            raise _translated(error, self._timeout) from None  # its text holds addresses of the operator's
-        if isinstance(error, anyio.get_cancelled_exc_class()):
-            await anyio.lowlevel.checkpoint_if_cancelled()
-
-
-def _translated(error: exceptions.PyreqwestError, timeout: float) -> UpstreamError:
-    match error:
-        case exceptions.RequestTimeoutError():
-            hint = "raise `timeout` or `stream_timeout` of the model if it needs longer"
-            return UpstreamTimeout(f"the provider did not answer within {timeout:.3g} s", hint=hint)
-        case exceptions.ReadError():
-            return UpstreamGarbled("the provider closed the connection in the middle of its answer")
-        case exceptions.NetworkError() | exceptions.ClientClosedError() | exceptions.RequestPanicError():
-            return UpstreamUnavailable("the provider could not be reached", hint="check `api_base` and the network")
-        case _:
-            return UpstreamGarbled("the provider's answer breaks off, or is not HTTP")
-
-
 class Stream:
     """A streamed answer while it is open."""
 
-    def __init__(self, response: Response, scope: anyio.CancelScope, between: float) -> None:
-        self.status = response.status
-        self.content_type = response.get_header("content-type") or ""
-        self._response = response
-        self._scope = scope
+    def __init__(self, connection: Connection, exchange: Exchange, between: float) -> None:
+        self.status = exchange.status
+        self.content_type = _content_type(exchange)
+        self._connection = connection
+        self._exchange = exchange
         self._between = between
+        self._decoder = decoder(exchange.fields)
 
     @property
     def headers(self) -> Mapping[str, str]:
         """The headers, names in lower case."""
-        return _headers(self._response)
+        return _headers(self._exchange)
 
     async def receive(self) -> bytes | None:
-        """Return the bytes that arrived next; None at the end."""
-        if self._between == math.inf:
-            data = await self._response.body_reader.read_chunk()
-        else:
-            self._scope.deadline = anyio.current_time() + self._between
-            data = await self._response.body_reader.read_chunk()
-            self._scope.deadline = math.inf  # the provider's clock stands while the client's side takes the bytes
-        return None if data is None else data.to_bytes()
+        """Return the bytes that arrived next; None at the end. Raises UpstreamError."""
+        coding = self._decoder
+        try:
+            if coding is None:
+                return await self._connection.piece(self._between)
+            while not (plain := coding.read()):
+                data = await self._connection.piece(self._between)
+                if data is None:
+                    coding.close()
+                    return None
+                coding.add(data)
+        except TimeoutError:
+            raise _silent(self._between) from None
+        return plain
 
     async def read(self) -> bytes:
         """Return the beginning of an answer that turned out to be no stream: as much as an error may need."""
-        return await _read_some(self._response)
+        pieces: list[bytes] = []
+        size = 0
+        while size < ERROR_BODY_LIMIT and (data := await self.receive()) is not None:
+            size += len(data)
+            pieces.append(data)
+        return b"".join(pieces)
 
     async def drain(self) -> None:
         """Wait a moment for the end of the body: a connection can be used again only after it."""
-        with anyio.move_on_after(_DRAIN):
-            try:
-                async with _Errors(_DRAIN):
-                    while await self._response.body_reader.read_chunk() is not None:
-                        pass
-            except UpstreamError:
-                pass  # the answer was complete: how its connection ends is no longer the client's concern
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _DRAIN
+        try:
+            while (left := until - loop.time()) > 0 and await self._connection.piece(left) is not None:
+                pass
+        except (TimeoutError, UpstreamError):
+            pass  # the answer was complete: how its connection ends is no longer the client's concern
+
+
+class _Way(msgspec.Struct, frozen=True):
+    """What all calls of a deployment share on the wire."""
+
+    route: Route
+    head: bytes
+
+    async def send(self, body: bytes, exchange: Exchange, timeout: float) -> Connection:
+        """Send a request and return its connection, to be given back. Raises TimeoutError or UpstreamError."""
+        connection = self.route.take() or await self.route.connect(timeout)
+        connection.send(b"%s%d\r\n\r\n" % (self.head, len(body)), body, exchange)
+        return connection
 
 
 class Sender:
     """
-    Sends calls over one connection pool; `async with` closes it.
+    Sends calls over one pool of connections; `async with` closes it.
 
-    Cancelling returns at once. It closes the connection at once while an answer is read; before the answer begins,
-    pyreqwest 0.15 lets the call run on by itself until its first byte or its timeout (its task is not aborted).
+    Whoever leaves a call, by cancellation or by a limit of time, closes its connection at once, at whatever stage.
     """
 
     def __init__(self, settings: DispatchSettings) -> None:
         self._limit = settings.max_response_bytes
-        connect = timedelta(seconds=settings.connect_timeout)
-        builder = ClientBuilder().follow_redirects(enable=False).referer(enable=False).connect_timeout(connect)
-        self._client: Client = builder.build()
+        self._pool = Pool(settings.connect_timeout)
+        self._ways: dict[tuple[object, ...], _Way] = {}
 
     async def __aenter__(self) -> Sender:
+        self._pool.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._client.close()
+        await self._pool.close()
 
     async def call(self, request: UpstreamRequest, timeout: float) -> Received:
         """Return the whole answer within `timeout` seconds. Raises UpstreamError."""
-        async with _Errors(timeout):
-            prepared = self._prepare(request).timeout(timedelta(seconds=timeout)).build_streamed()
-            async with prepared as response:
-                content_type = response.get_header("content-type") or ""
-                status = response.status
-                if status == 200:
-                    return Received(status, await self._read(response), content_type)
-                return Received(status, await _read_some(response), content_type, _headers(response))
-
-    async def _read(self, response: Response) -> bytes:
-        length = response.get_header("content-length")
-        if length is not None and length.isdecimal() and int(length) <= self._limit:
-            # Framing holds the body to its length (the header is gone when it has to be decompressed): one await.
-            return (await response.bytes()).to_bytes()
-        return await _read_pieces(response, self._limit)
+        way = self._way(request)
+        exchange = Exchange(self._limit)
+        until = asyncio.get_running_loop().time() + timeout
+        try:
+            connection = await way.send(request.body, exchange, timeout)
+            try:
+                body = await exchange.whole(until)
+            finally:
+                way.route.give_back(connection)
+        except TimeoutError:
+            raise _late(timeout) from None
+        fields = exchange.fields
+        if exchange.status == 200:
+            return Received(200, decoded(fields, body, self._limit), _content_type(exchange))
+        body = decoded(fields, body, ERROR_BODY_LIMIT, partial=True)
+        return Received(exchange.status, body, _content_type(exchange), _headers(exchange))
 
     @asynccontextmanager
     async def stream(self, request: UpstreamRequest, *, between: float, total: float) -> AsyncIterator[Stream]:
@@ -155,49 +144,60 @@ class Sender:
 
         Raises UpstreamError, from the body of the `async with` too. Leaving early closes the connection.
         """
-        with anyio.move_on_after(between) as scope:
-            async with _Errors(total):
-                builder = self._prepare(request).timeout(timedelta(seconds=total)).streamed_read_buffer_limit(0)
-                async with builder.build_streamed() as response:
-                    yield Stream(response, scope, between)
-        if scope.cancelled_caught:
-            hint = "raise `stream_timeout` of the model if it needs longer"
-            raise UpstreamTimeout(f"the provider sent nothing for {between:.3g} s", hint=hint)
-
-    def _prepare(self, request: UpstreamRequest) -> RequestBuilder:
+        way = self._way(request)
+        exchange = Exchange()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + between
+        timer = None if total == math.inf else loop.call_later(total, lambda: exchange.fail(_late(total)))
+        connection = None
         try:
-            return self._client.request(request.method, request.url).headers(request.headers).body_bytes(request.body)
+            try:
+                connection = await way.send(request.body, exchange, min(between, total))
+                await exchange.head(until)
+            except TimeoutError:
+                raise (_silent(between) if between < total else _late(total)) from None
+            yield Stream(connection, exchange, between)
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if connection is not None:
+                way.route.give_back(connection)
+
+    def _way(self, request: UpstreamRequest) -> _Way:
+        # By value: comparing a few strings that are the same objects costs less than any parsing.
+        key = (request.method, request.url, *request.headers.items())
+        way = self._ways.get(key)
+        if way is None:
+            if len(self._ways) >= _WAYS_LIMIT:
+                self._ways.clear()
+            way = self._ways[key] = self._prepare(request)
+        return way
+
+    def _prepare(self, request: UpstreamRequest) -> _Way:
+        try:
+            where = address(request.url)
+            route = self._pool.route(where.origin)
+            return _Way(route, head(request.method, where, request.headers, route.proxy))
         except ValueError:  # its text may hold the key
             raise ModelDisabled(
-                "the deployment is not usable: its `api_base` or a header is not valid HTTP",
-                hint="check `api_base` and `extra_headers` of the model",
+                "the deployment is not usable: its `api_base`, a header or a proxy is not valid HTTP",
+                hint="check `api_base` and `extra_headers` of the model, and HTTP_PROXY and HTTPS_PROXY",
             ) from None
 
 
-async def _read_pieces(response: Response, limit: int) -> bytes:
-    pieces: list[bytes] = []
-    size = 0
-    reader = response.body_reader
-    while (data := await reader.read_chunk()) is not None:
-        size += len(data)
-        if size > limit:
-            raise UpstreamGarbled(
-                f"the provider's answer is larger than {limit} bytes", hint="raise `max_response_bytes` if it may be"
-            )
-        pieces.append(data.to_bytes())
-    return b"".join(pieces)
+def _content_type(exchange: Exchange) -> str:
+    return exchange.fields.get(b"content-type", b"").decode("latin-1")
 
 
-async def _read_some(response: Response) -> bytes:
-    """Return the beginning of an error's body."""
-    pieces: list[bytes] = []
-    size = 0
-    reader = response.body_reader
-    while size < _ERROR_BODY_LIMIT and (data := await reader.read_chunk()) is not None:
-        size += len(data)
-        pieces.append(data.to_bytes())
-    return b"".join(pieces)
+def _headers(exchange: Exchange) -> dict[str, str]:
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.fields.items()}
 
 
-def _headers(response: Response) -> dict[str, str]:
-    return {name.lower(): value for name, value in response.headers.items()}
+def _late(seconds: float) -> UpstreamTimeout:
+    hint = "raise `timeout` or `stream_timeout` of the model if it needs longer"
+    return UpstreamTimeout(f"the provider did not answer within {seconds:.3g} s", hint=hint)
+
+
+def _silent(seconds: float) -> UpstreamTimeout:
+    hint = "raise `stream_timeout` of the model if it needs longer"
+    return UpstreamTimeout(f"the provider sent nothing for {seconds:.3g} s", hint=hint)
