@@ -88,7 +88,7 @@ class TransportClient:
     def check(self, stages: Sequence[str], lane: str, size: int) -> None:
         """Raise BacklogFull, NoWorker or TransportUnavailable for a job that would be refused."""
         if not self._connected:
-            raise TransportUnavailable("Redis cannot be reached", hint="Nothing ran; try again.", retry_after=1.0)
+            raise unreachable()
         for stage in stages:
             if self._registry.without_worker(stage) > GONE_AFTER:
                 raise no_worker(stage, self._registry.without_worker(stage))
@@ -108,6 +108,9 @@ class TransportClient:
         except TransportFull:  # nothing ran
             self._replies.drop(waiter)
             raise
+        except TransportUnavailable:  # its words are the operator's: where Redis is does not concern a client
+            self._drop(waiter)
+            raise unreachable() from None
         except BaseException:  # unknown, or the client left meanwhile: whatever got through is not wanted
             self._drop(waiter)
             raise
@@ -215,6 +218,11 @@ class TransportClient:
         finally:
             for link in self._links.values():
                 await link.close()
+
+
+def unreachable() -> TransportUnavailable:
+    """Return the error for a request that cannot be taken while Redis is away."""
+    return TransportUnavailable("Redis cannot be reached", hint="Nothing ran; try again.", retry_after=1.0)
 
 
 def no_worker(stage: str, silent: float) -> NoWorker:

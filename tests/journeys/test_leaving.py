@@ -23,7 +23,7 @@ WITHIN = 1.0
 """Seconds in which the provider must see that nobody waits for it any more."""
 
 not_aborted = pytest.mark.xfail(
-    reason="pyreqwest 0.15 does not abort a call that is cancelled before its answer begins; see workers/providers/_http.py"
+    reason="pyreqwest 0.15 does not abort a call cancelled before its answer begins (workers/providers/_http.py)"
 )
 
 SLOW_HOOK = "import time\n" + MANAGER.replace(
