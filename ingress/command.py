@@ -10,10 +10,11 @@ import anyio
 import click
 
 from ingress.auth import Keyring
-from ingress.server import bind, inherited_socket, serve
+from ingress.server import inherited_socket, serve
 from pipeline import logs
 from pipeline.errors import ConfigurationError
 from pipeline.exposure import check_exposure
+from pipeline.listener import listen
 from pipeline.settings import Settings
 from pipeline.startup import load_settings, redis_url, refuse
 from pipeline.transport.client import open_client
@@ -45,7 +46,7 @@ def _socket(settings: Settings, host: str, port: int) -> socket.socket:
     bound = inherited_socket(os.environ)
     if bound is None:
         check_exposure(settings, host, os.environ)
-        return bind(host, port)
+        return listen(host, port)
     try:
         check_exposure(settings, str(bound.getsockname()[0]), os.environ)
     except ConfigurationError:

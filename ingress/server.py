@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import socket
@@ -44,25 +43,6 @@ def inherited_socket(environment: Mapping[str, str]) -> socket.socket | None:
         raise ConfigurationError(
             f"{SOCKET_VARIABLE}={number} is not an open socket ({error}); unset it, it is for `promptmill up` alone"
         ) from None
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Return a socket bound to the address. Raises ConfigurationError; a busy port is never swapped for another."""
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind, proto)
-    except OSError as error:
-        raise ConfigurationError(f"{host} is not an address of this machine ({error}); choose another --host") from None
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError as error:
-        bound.close()
-        if error.errno == errno.EADDRINUSE:
-            remedy = "stop the process that listens there, or choose another --port"
-            raise ConfigurationError(f"port {port} on {host} is in use; {remedy}") from None
-        raise ConfigurationError(f"cannot listen on {host}:{port} ({error}); choose another --host or --port") from None
-    return bound
 
 
 class Server(uvicorn.Server):

@@ -33,9 +33,14 @@ def load_settings(config: str | None, data_dir: str | None) -> Settings:
         settings = with_request_timeout(read_settings(config, data_dir), os.environ.get(REQUEST_TIMEOUT_VARIABLE))
     except ConfigurationError as error:
         refuse(error)
+    set_environment(settings)
+    return settings
+
+
+def set_environment(settings: Settings) -> None:
+    """Set the configuration's `environment_variables` in this process, but for those that `up` keeps from it."""
     withheld = os.environ.get(WITHHELD_VARIABLE, "").split(",")
     os.environ.update({name: value for name, value in settings.environment.items() if name not in withheld})
-    return settings
 
 
 def read_settings(config: str | None, data_dir: str | None) -> Settings:

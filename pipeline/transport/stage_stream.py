@@ -80,6 +80,12 @@ class StageStream:
         """Deliveries this process holds whose outcome is still open."""
         return tuple(delivery for delivery in self._held.values() if not delivery.settled)
 
+    def count_held(self) -> None:
+        """Tell the metrics how many deliveries are held, by lane."""
+        lanes = Counter(lane for lane, _ in self._held)
+        for lane in LANES:
+            metrics.JOBS_IN_FLIGHT[self.stage, lane].set(lanes[lane])
+
     def forget(self, delivery: HeldDelivery) -> None:
         """Let go of a delivery whose outcome was written, or that was released or lost."""
         self._held.pop((delivery.source.lane, delivery.source.entry), None)

@@ -99,6 +99,7 @@ class WorkerTransport:
             try:
                 for stream in self._streams:
                     await stream.renew()
+                    stream.count_held()
                 await self._clock.refresh(self._links["upkeep"])
                 await self._registry.beat()
             except TransportError as error:

@@ -14,7 +14,8 @@ from fakes.waiting import wait_until
 
 from ingress.app import build_app
 from ingress.edge import Edge
-from ingress.server import Server, bind, server_config
+from ingress.server import Server, server_config
+from pipeline.listener import listen
 from pipeline.settings import Key, Secret, Settings
 
 MASTER = "sk-master-of-the-tests"
@@ -62,7 +63,7 @@ async def serving(
     """Serve the application with uvicorn on a port of its own."""
     app: Any = build_app(settings or make_settings(), transport, environment or {})  # type: ignore[arg-type]
     server = Server(server_config(app, drain=1), app.state.edge)
-    bound = bind("127.0.0.1", 0)
+    bound = listen("127.0.0.1", 0)
     port = bound.getsockname()[1]
 
     async def serve() -> None:

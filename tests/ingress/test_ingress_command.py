@@ -19,7 +19,7 @@ from fakes.transport import FakeTransport
 from fakes.waiting import wait_until
 
 from ingress import command
-from ingress.server import bind
+from pipeline.listener import listen
 from pipeline.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -60,20 +60,18 @@ def test_a_published_key_is_no_key(config: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_busy_port_ends_the_start(config: str) -> None:
-    with bind("127.0.0.1", 0) as taken:
-        taken.listen()
+    with listen("127.0.0.1", 0) as taken:
         assert "is in use" in refused("-c", config, "--port", str(taken.getsockname()[1]))
 
 
 def test_the_port_comes_from_the_environment_too(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with bind("127.0.0.1", 0) as taken:
-        taken.listen()
+    with listen("127.0.0.1", 0) as taken:
         monkeypatch.setenv("PORT", str(taken.getsockname()[1]))
         assert "is in use" in refused("-c", config)
 
 
 def test_an_inherited_socket_is_judged_by_its_own_address(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    bound = bind("0.0.0.0", 0)
+    bound = listen("0.0.0.0", 0)
     monkeypatch.setenv("PROMPTMILL_SOCKET_FD", str(bound.detach()))
     assert "no key is configured, and 0.0.0.0" in refused("-c", config)
 
@@ -118,7 +116,7 @@ def process(config: str, port_holder: Any) -> Iterator[subprocess.Popen[bytes]]:
 @pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_process_without_redis_lives_is_not_ready_and_stops_with_status_0(config: str, number: int) -> None:
-    with bind("127.0.0.1", 0) as bound:
+    with listen("127.0.0.1", 0) as bound:
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
         with process(config, bound) as running:
             async with httpx2.AsyncClient(base_url=url) as client:

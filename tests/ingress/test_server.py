@@ -16,8 +16,9 @@ from fakes.waiting import wait_until
 
 from ingress import body as body_module
 from ingress import protocol
-from ingress.server import bind, inherited_socket
+from ingress.server import inherited_socket
 from pipeline.errors import ConfigurationError
+from pipeline.listener import listen
 from pipeline.settings import IngressSettings
 
 pytestmark = pytest.mark.anyio
@@ -279,22 +280,21 @@ async def test_a_second_signal_ends_the_drain() -> None:
 
 
 def test_a_busy_port_is_an_error_with_a_remedy() -> None:
-    with bind("127.0.0.1", 0) as taken:
-        taken.listen()
+    with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"port {port} on 127.0.0.1 is in use; .* --port"):
-            bind("127.0.0.1", port)
+            listen("127.0.0.1", port)
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
 def test_an_address_of_others_is_an_error_with_a_remedy(host: str) -> None:
     with pytest.raises(ConfigurationError, match="choose another --host"):
-        bind(host, 0)
+        listen(host, 0)
 
 
 def test_a_socket_is_inherited_by_number() -> None:
     assert inherited_socket({}) is None
-    bound = bind("127.0.0.1", 0)
+    bound = listen("127.0.0.1", 0)
     address = bound.getsockname()
     with inherited_socket({"PROMPTMILL_SOCKET_FD": str(bound.detach())}) as inherited:  # type: ignore[union-attr]
         assert inherited.getsockname() == address

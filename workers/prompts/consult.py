@@ -6,8 +6,10 @@ import asyncio
 import inspect
 import os
 import re
+import time
 from typing import Any, Final
 
+from pipeline import metrics
 from pipeline.errors import PipelineError, PromptManagerError, PromptNotFound, PromptTimeout
 from workers.prompts import places
 from workers.prompts.calls import Overran
@@ -64,11 +66,17 @@ async def consult(managers: Managers, isolation: Isolation, request: HookRequest
     for managers_of_leg in managers.legs:
         leg = _Leg(managers_of_leg, request)
         try:
+            began = time.monotonic()
             call = isolation.run_async(leg.run_async) if leg.asked.is_async else isolation.run(leg.run)
             result: HookResult | None = await call
+            metrics.HOOK_SECONDS[leg.asked.path, "ok"].observe(time.monotonic() - began)
             if result is not None:
                 return result
+        except PromptManagerError:
+            metrics.HOOK_SECONDS[leg.asked.path, "failed"].observe(time.monotonic() - began)
+            raise
         except Overran as overrun:
+            metrics.HOOK_SECONDS[leg.asked.path, "timeout"].observe(time.monotonic() - began)
             raise _timeout(leg.asked, overrun, isolation.timeout) from None
     raise _nobody(managers)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from pipeline import configuration, logs
+from pipeline import configuration, logs, startup
 from pipeline.errors import ConfigurationError
 from workers.prompts.loading import inspect_callbacks
 
@@ -21,7 +21,7 @@ def describe(config: Path | None) -> None:
     logs.configure()
     try:
         settings = configuration.load(config, os.environ)
-        os.environ.update(settings.environment)
+        startup.set_environment(settings)
         facts = inspect_callbacks(settings)
     except ConfigurationError as error:
         click.echo("\n".join(filter(None, (error.message, error.hint))), err=True)

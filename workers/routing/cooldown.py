@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from pipeline import metrics
 from pipeline.logs import logger
 from pipeline.settings import RouterSettings
 
@@ -60,4 +61,5 @@ class LocalCooldowns:
         failures.clear()
         if now + rest > self._until.get(deployment_id, 0.0):
             self._until[deployment_id] = now + rest
+            metrics.COOLDOWNS[deployment_id,].inc()
             _log.warning("deployment cools down", deployment=deployment_id, seconds=round(rest, 3))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol, TypeVar
 
 import anyio
 
+from pipeline import metrics
 from pipeline.catalog import Group
 from pipeline.errors import (
     DeadlineExceeded,
@@ -87,9 +89,11 @@ class Router:
         while True:
             if wait:
                 await self._sleep(wait)
+            began = time.monotonic()
             try:
                 answer = await self._try(deployment, attempt, call)
             except UpstreamError as error:
+                _count(deployment, began, error.code)
                 failures += 1
                 tried.add(deployment.id)
                 self._note(error, deployment, group, call, failures)
@@ -101,6 +105,7 @@ class Router:
                 if wait + _NOTHING_LEFT >= call.remaining:
                     raise
             else:
+                _count(deployment, began)
                 _log.debug("attempt succeeded", job=call.id, deployment=deployment.id, number=failures + 1)
                 return answer
 
@@ -195,3 +200,11 @@ class Router:
             if any(weights):
                 return self._chance.choices(candidates, [weight or 0 for weight in weights])[0]
         return self._chance.choice(candidates)
+
+
+def _count(deployment: Deployment, began: float, error_code: str = "") -> None:
+    """Count one attempt; deployments and codes are from the configuration and the code, so labels have a bound."""
+    metrics.ATTEMPTS[deployment.id, "failed" if error_code else "ok"].inc()
+    metrics.ATTEMPT_SECONDS[deployment.id,].observe(time.monotonic() - began)
+    if error_code:
+        metrics.ATTEMPT_ERRORS[deployment.id, error_code].inc()

@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from pipeline import metrics
 from pipeline.catalog import Catalog, Group, allows
 from pipeline.errors import (
     ConfigMismatch,
@@ -57,9 +58,12 @@ class DispatchStage:
         call = _JobCall(delivery, group, self._calls, self._sender)
         try:
             call.fields = kept_fields(job.operation, delivery.body, stream=job.stream)
-            return await self._router.run(group, call)
+            done = await self._router.run(group, call)
         except (UpstreamError, InvalidRequest, DeadlineExceeded) as error:
             return Fail(error, call.facts())
+        metrics.TOKENS[done.facts.deployment, "prompt"].inc(done.facts.prompt_tokens)
+        metrics.TOKENS[done.facts.deployment, "completion"].inc(done.facts.completion_tokens)
+        return done
 
     def _unknown(self, job: Job) -> Outcome:
         if job.config == self._digest:
