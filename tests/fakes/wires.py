@@ -50,6 +50,7 @@ def tls_server() -> ssl.SSLContext:
     """Return a server's context with the test certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE)
+    context.set_alpn_protocols(["h2", "http/1.1"])
     return context
 
 

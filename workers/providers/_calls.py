@@ -65,6 +65,9 @@ class Calls:
         defaults = as_fields({name: value for name, value in deployment.defaults.items() if name != "stream"})
         if deployment.mock_response is not None:
             return _Way(self._providers["echo"], Endpoint(prefix=prefix, urls={}, headers={}), defaults)
+        if deployment.unset:
+            # Without its address a call would go to the provider's own host, with whatever it carries.
+            return _unset(deployment)
         provider = self._providers.get(prefix)
         if provider is None:
             return ModelDisabled(
@@ -75,6 +78,15 @@ class Calls:
             return _Way(provider, provider.endpoint(prefix, deployment, self._environment), defaults)
         except ModelDisabled as error:
             return error
+
+
+def _unset(deployment: Deployment) -> ModelDisabled:
+    names = ", ".join(deployment.unset)
+    missing = f"the variable {names} is" if len(deployment.unset) == 1 else f"the variables {names} are"
+    return ModelDisabled(
+        f"model {deployment.model_name!r} is not usable: {missing} not set, and calls would go to the wrong place",
+        hint=f"set {names} in the environment of the dispatch workers",
+    )
 
 
 def _split(deployment: Deployment) -> tuple[str, str]:

@@ -56,6 +56,19 @@ def test_a_missing_key_disables_the_model_and_names_the_variable(fields: dict[st
     assert caught.value.fields().status == 503
 
 
+@pytest.mark.parametrize(
+    ("unset", "words"), [(("BASE",), "the variable BASE is not set"), (("A", "B"), "the variables A, B are not set")]
+)
+def test_a_model_whose_address_is_not_set_is_not_sent_elsewhere(unset: tuple[str, ...], words: str) -> None:
+    with pytest.raises(ModelDisabled, match=words) as caught:
+        prepare(unset=unset)
+    assert ", ".join(unset) in caught.value.hint
+
+
+def test_a_mocked_model_needs_no_address() -> None:
+    assert isinstance(prepare(unset=("BASE",), mock_response="hi").request, LocalAnswer)
+
+
 def test_hosts_without_keys_and_with_optional_keys_need_none() -> None:
     assert "Authorization" not in sent(prepare("ollama/llama3", api_key=None)).headers
     vllm = sent(prepare("hosted_vllm/m", api_key=None, api_base="http://vllm:8000/v1/"))

@@ -262,7 +262,7 @@ async def test_a_call_cancelled_in_the_round_its_answer_arrives_is_not_reused(se
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert wires.accepted == 1
+        await wait_until(lambda: wires.closed == 1, timeout=1)
 
 
 @contextlib.asynccontextmanager
