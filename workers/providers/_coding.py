@@ -51,20 +51,26 @@ class Decoder:
             raise _undecodable()
 
 
-def decoder(fields: dict[bytes, bytes]) -> Decoder | None:
-    """Return what decodes a body with these header fields; None when it is plain. Raises UpstreamGarbled."""
+def decoder(fields: dict[bytes, bytes], *, error: bool = False) -> Decoder | None:
+    """
+    Return what decodes a body with these header fields; None when it is plain.
+
+    Raises UpstreamGarbled for an unknown coding, unless it is an `error`'s: that one's status says enough.
+    """
     coding = fields.get(b"content-encoding")
     if coding is None or (coding := coding.strip().lower()) in _PLAIN:
         return None
     if coding not in _KNOWN:
+        if error:
+            return None
         hint = "only gzip and deflate can be read, and neither was asked for"
         raise UpstreamGarbled("the provider's answer is compressed in an unknown way", hint=hint)
     return Decoder()
 
 
-def decoded(fields: dict[bytes, bytes], body: bytes, limit: int, *, partial: bool = False) -> bytes:
-    """Return a whole body in plain, or its beginning when `partial`. Raises UpstreamGarbled, also over `limit`."""
-    coding = decoder(fields)
+def decoded(fields: dict[bytes, bytes], body: bytes, limit: int, *, error: bool = False) -> bytes:
+    """Return a whole body in plain; of an `error` its beginning. Raises UpstreamGarbled, also over `limit`."""
+    coding = decoder(fields, error=error)
     if coding is None:
         return body
     coding.add(body)
@@ -74,10 +80,10 @@ def decoded(fields: dict[bytes, bytes], body: bytes, limit: int, *, partial: boo
         pieces.append(data)
         size += len(data)
         if size > limit:
-            if partial:
+            if error:
                 break
             raise too_large(limit)
-    if not partial:
+    if not error:
         coding.close()
     return b"".join(pieces)
 

@@ -43,7 +43,7 @@ class Stream:
         self._connection = connection
         self._exchange = exchange
         self._between = between
-        self._decoder = decoder(exchange.fields)
+        self._decoder = decoder(exchange.fields, error=exchange.status != 200)
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -134,7 +134,7 @@ class Sender:
         fields = exchange.fields
         if exchange.status == 200:
             return Received(200, decoded(fields, body, self._limit), _content_type(exchange))
-        body = decoded(fields, body, ERROR_BODY_LIMIT, partial=True)
+        body = decoded(fields, body, ERROR_BODY_LIMIT, error=True)
         return Received(exchange.status, body, _content_type(exchange), _headers(exchange))
 
     @asynccontextmanager

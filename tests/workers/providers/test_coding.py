@@ -51,6 +51,7 @@ def test_a_body_that_arrives_byte_by_byte_is_the_same() -> None:
 def test_a_coding_nobody_asked_for_is_garbled(coding: bytes) -> None:
     with pytest.raises(UpstreamGarbled, match="unknown way"):
         decoder({b"content-encoding": coding})
+    assert decoded({b"content-encoding": coding}, b"abc", 10, error=True) == b"abc"
 
 
 @pytest.mark.parametrize(
@@ -67,8 +68,8 @@ def test_an_empty_body_needs_no_coding() -> None:
 
 def test_the_beginning_of_an_error_is_enough() -> None:
     data = gzip.compress(TEXT)
-    assert TEXT.startswith(decoded({b"content-encoding": b"gzip"}, data[:-20], 10_000, partial=True))
-    assert decoded({b"content-encoding": b"gzip"}, gzip.compress(b" " * 10**7), 1, partial=True) == b" " * 2**18
+    assert TEXT.startswith(decoded({b"content-encoding": b"gzip"}, data[:-20], 10_000, error=True))
+    assert decoded({b"content-encoding": b"gzip"}, gzip.compress(b" " * 10**7), 1, error=True) == b" " * 2**18
 
 
 def test_a_bomb_is_refused_before_it_fills_the_memory() -> None:

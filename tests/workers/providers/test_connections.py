@@ -494,6 +494,23 @@ async def test_a_compressed_stream_that_is_cut_is_garbled(sender: Sender) -> Non
             await follow(sender, to(wires.port))
 
 
+async def test_the_status_of_an_error_counts_although_its_body_cannot_be_read(sender: Sender) -> None:
+    head = b"HTTP/1.1 429 Slow Down\r\ncontent-encoding: br\r\nretry-after: 7\r\ncontent-length: 3\r\n\r\n"
+    async with listen(saying(head + b"\x0b\x01\x80")) as wires:
+        received = await sender.call(to(wires.port), 5)
+        assert (received.status, received.headers["retry-after"]) == (429, "7")
+        async with sender.stream(to(wires.port), between=5, total=5) as stream:
+            assert stream.status == 429
+            assert len(await stream.read()) == 3
+
+
+async def test_a_stream_of_an_unknown_coding_is_garbled_and_left(sender: Sender) -> None:
+    async with listen(saying(OK + b"content-encoding: br\r\ncontent-length: 3\r\n\r\nabc")) as wires:
+        with pytest.raises(UpstreamGarbled, match="unknown way"):
+            await follow(sender, to(wires.port))
+        await wait_until(lambda: wires.closed == 1, timeout=1)
+
+
 async def test_a_request_says_what_it_must(sender: Sender) -> None:
     seen: list[tuple[str, dict[str, str], bytes]] = []
 
