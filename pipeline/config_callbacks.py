@@ -53,6 +53,11 @@ def read_callbacks(litellm: Section, directory: Path) -> tuple[Callback, ...]:
     return tuple(found.values())
 
 
+def namesakes(directory: Path) -> tuple[str, ...]:
+    """Return the files beside the configuration that an import could take for one of our packages."""
+    return tuple(f"{name}.py" for name in sorted(OURS) if (directory / f"{name}.py").is_file())
+
+
 def source_file(directory: Path, path: str) -> Path | None:
     """Return the file that defines the callback `path`: beside the configuration, else of an importable module."""
     parts = path.split(".")[:-1]

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from pipeline.config_access import read_keys, read_variables
-from pipeline.config_callbacks import read_callbacks, source_file
+from pipeline.config_callbacks import namesakes, read_callbacks, source_file
 from pipeline.config_limits import check_aliases, read_limits
 from pipeline.config_models import Models, read_models
 from pipeline.config_section import Context, Problems, Section
@@ -35,6 +35,9 @@ def load(path: Path | None, environment: Mapping[str, str], *, data_dir: str | N
     problems.notices.extend(notices)
     top, variables = _top(root, environment, problems)
     directory = path.absolute().parent
+    for name in namesakes(directory):
+        problems.error(root, f"{name} beside the configuration has the name of a package of promptmill; rename it")
+    problems.raise_errors()
     models = read_models(top)
     litellm, router = top.section("litellm_settings"), top.section("router_settings")
     general, own = top.section("general_settings"), top.section("promptmill_settings")

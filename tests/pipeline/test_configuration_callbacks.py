@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +11,7 @@ import pytest
 from fakes.config_files import MODEL, ConfigFiles
 
 from pipeline.config_callbacks import source_file
+from pipeline.errors import ConfigurationError
 
 
 @pytest.fixture
@@ -73,7 +75,6 @@ def test_a_directory_on_the_import_path_is_no_module(files, monkeypatch, tmp_pat
 def test_a_missing_file_is_told_with_the_file_that_defines_the_name(files):
     files.write("prompt_management = 1\n", "custom_logger.py")
     files.write("this is no python", "broken.py")
-    files.write("prompt_management = 1\n", "workers.py")
     assert error(files, "custom_prompt.prompt_management") == (
         f"custom_prompt.py not found in {files.directory}; "
         "custom_logger.py defines `prompt_management`: name it `custom_logger.prompt_management`"
@@ -169,10 +170,12 @@ def test_what_only_looks_like_a_definition_is_not(files, source):
 
 
 @pytest.mark.parametrize("name", ["pipeline", "workers", "ingress"])
-def test_a_file_with_the_name_of_one_of_our_packages_is_refused_only_where_it_is_used(files, name):
+def test_a_file_with_the_name_of_one_of_our_packages_is_refused_whether_it_is_used_or_not(files, name):
     files.write("1 / 0\nmanager = 1\n", f"{name}.py")
-    assert error(files, f"{name}.manager").startswith(f"{name}.py has the name of a package of promptmill; rename")
-    assert files.load(MODEL).callbacks == ()
+    message = f"{name}.py beside the configuration has the name of a package of promptmill; rename it"
+    for text in (MODEL, f"{MODEL}litellm_settings:\n  callbacks: {name}.manager\n"):
+        with pytest.raises(ConfigurationError, match=re.escape(message)):
+            files.load(text)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from pipeline import logs
-from pipeline.config_callbacks import OURS, source_file
+from pipeline.config_callbacks import namesakes, source_file
 from pipeline.errors import ConfigurationError
 from pipeline.settings import Callback, Settings
 from workers.prompts import places
@@ -87,9 +87,8 @@ def inspect_callbacks(settings: Settings) -> list[CallbackFacts]:
 def prepare(directory: str) -> None:
     """Make the imports of user files work: LiteLLM's names, and helper modules beside the file, which come last."""
     finder.prepare()
-    for name in sorted(OURS):
-        if os.path.isfile(os.path.join(directory, f"{name}.py")):
-            raise ConfigurationError(f"{name}.py beside the configuration has the name of our own package; rename it")
+    for name in namesakes(Path(directory)):
+        raise ConfigurationError(f"{name} in {directory} has the name of our own package; rename it")
     absolute = os.path.abspath(directory)
     if absolute not in sys.path:
         sys.path.append(absolute)
