@@ -213,17 +213,25 @@ def test_the_client_does_not_repeat_the_gateways_own_retries(outcomes_of: Callab
     assert outcomes_of(sdk).upstream == expected
 
 
-def fill(port: int, stack: contextlib.ExitStack) -> None:
-    """Send requests that nobody answers, until one is refused."""
-    body = b'{"model": "gpt-4", "messages": []}'
-    request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
-    for _ in range(20):
-        client = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-        client.sendall(request)
-        if select.select([client], [], [], 0.25)[0]:
-            assert client.recv(100).startswith(b"HTTP/1.1 429")
-            return
-    raise AssertionError("twenty requests wait, and none was refused")
+class Crowd:
+    """Clients that ask a model which never answers: one is served, one waits, and the third is refused."""
+
+    def __init__(self, url: str, stack: contextlib.ExitStack) -> None:
+        self._port = int(url.rpartition(":")[2])
+        self._stack = stack
+        self._admitted = 0
+
+    def is_refused(self) -> bool:
+        """Send one more request; return whether two are in and this one is not."""
+        body = b'{"model": "gpt-4", "messages": []}'
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+        client = self._stack.enter_context(socket.create_connection(("127.0.0.1", self._port)))
+        client.sendall(head + body)
+        if not select.select([client], [], [], 0.25)[0]:
+            self._admitted += 1
+            return False
+        assert client.recv(100).startswith(b"HTTP/1.1 429")
+        return self._admitted >= 2
 
 
 def ask_hi(environments: Environments, sdk: str, url: str) -> dict[str, Any]:
@@ -232,14 +240,18 @@ def ask_hi(environments: Environments, sdk: str, url: str) -> dict[str, Any]:
     return came
 
 
-def test_a_full_backlog_is_a_rate_limit_error(tmp_path: Path, environments: Environments) -> None:
+@pytest.mark.anyio
+async def test_a_full_backlog_is_a_rate_limit_error(tmp_path: Path, environments: Environments) -> None:
     limits = "promptmill_settings: {dispatch_slots: 1, max_backlog: 1}\n"
     page.copy_files(tmp_path)
-    with run_upstream_in_thread() as upstream, contextlib.ExitStack() as stack:
+    with run_upstream_in_thread() as upstream:
         upstream.default = hang()
         variables = {"OPENAI_API_KEY": "sk-x"}
-        with start_gateway(tmp_path, config=page.config(upstream.url) + limits, variables=variables) as gateway:
-            fill(int(gateway.url.rpartition(":")[2]), stack)
+        config = page.config(upstream.url) + limits
+        gateways = start_gateway(tmp_path, config=config, variables=variables)
+        with gateways as gateway, contextlib.ExitStack() as stack:
+            crowd = Crowd(gateway.url, stack)
+            await wait_until(crowd.is_refused, timeout=20, every=0.1)
             for sdk in SDKS:
                 came = ask_hi(environments, sdk, gateway.url)
                 assert (came.get("error"), came["status"], came["code"]) == ("RateLimitError", 429, "backlog_full")
