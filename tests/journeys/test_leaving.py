@@ -22,10 +22,6 @@ SLOTS = 2
 WITHIN = 1.0
 """Seconds in which the provider must see that nobody waits for it any more."""
 
-not_aborted = pytest.mark.xfail(
-    reason="pyreqwest 0.15 does not abort a call cancelled before its answer begins (workers/providers/_http.py)"
-)
-
 SLOW_HOOK = "import time\n" + MANAGER.replace(
     "        return", "        open(prompt_variables['began'], 'w').close()\n        time.sleep(1)\n        return"
 )
@@ -97,7 +93,6 @@ async def the_gateway_holds(directory_of: Path, waiting: int) -> None:
     await wait_until(held, timeout=5, every=0.02)
 
 
-@not_aborted
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_provider_that_has_not_answered_yet_is_left_within_a_second(
     gateway: Gateway, upstream: ScriptedUpstream, stream: bool
@@ -110,7 +105,7 @@ async def test_a_provider_that_has_not_answered_yet_is_left_within_a_second(
     assert upstream.disconnects[0] - left < WITHIN
 
 
-@pytest.mark.parametrize("stream", [pytest.param(False, marks=not_aborted), True])
+@pytest.mark.parametrize("stream", [False, True])
 async def test_a_provider_in_the_middle_of_its_answer_is_left_within_a_second(
     gateway: Gateway, upstream: ScriptedUpstream, stream: bool
 ) -> None:

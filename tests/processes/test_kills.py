@@ -120,6 +120,7 @@ async def test_every_client_is_answered_whatever_process_is_killed(
     assert Counter(answer.status for answer in crowd.answers.values()) == {200: REQUESTS}
     assert {name: answer.text for name, answer in crowd.answers.items()} == {name: name for name in crowd.answers}
     last = max(answer.at for answer in crowd.answers.values())
+    print(f"{part}: the last answer came {last - killed:.1f} s after the kill")
     assert last - killed <= RECOVERY + UPSTREAM_TAKES
     calls = Counter(asked(received) for received in upstream.requests)
     again = {name for name, count in calls.items() if count > 1}
