@@ -34,6 +34,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.anyio]
 
 MASTER = "sk-master-of-this-test"
 UPSTREAM_KEY = "sk-upstream-of-this-test"
+WRONG_KEY = "sk-a-wrong-one"
 SECRET = "the-words-of-the-user"
 SAID = "the-words-of-the-provider"
 """What a log must never hold."""
@@ -72,22 +73,27 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("refusals")
 
 
+def check_log(gateway: Gateway) -> None:
+    """No key, nobody's words and no traceback may stand in anything any process has logged."""
+    log = gateway.log
+    assert log.count("request done") > 2
+    for text in (MASTER, UPSTREAM_KEY, WRONG_KEY, SECRET, SAID, "Traceback"):
+        assert text not in log, next(line for line in log.splitlines() if text in line)
+
+
 @pytest.fixture(scope="module")
 def gateway(directory: Path, upstream: ScriptedUpstream) -> Iterator[Gateway]:
     (directory / "mine.py").write_text(MANAGER_OF_ONE)
     variables = {"PROMPTMILL_MASTER_KEY": MASTER}
     with start_gateway(directory, "--detailed_debug", config=configuration(upstream), variables=variables) as running:
         yield running
+        assert running.stop(signal.SIGTERM) == 0
+        check_log(running)
 
 
 @pytest.fixture(autouse=True)
-async def nothing_leaks(gateway: Gateway, upstream: ScriptedUpstream) -> AsyncIterator[None]:
-    """After every test: no key, nobody's words and no traceback in anything any process has logged."""
+def usual_answers(upstream: ScriptedUpstream) -> None:
     upstream.default = default
-    yield
-    log = gateway.log
-    for text in (MASTER, UPSTREAM_KEY, SECRET, SAID, "Traceback"):
-        assert text not in log
 
 
 @pytest.fixture
@@ -164,14 +170,12 @@ async def test_a_body_that_cannot_be_served_is_refused_with_a_remedy(
     assert len(upstream.requests) == before
 
 
-@pytest.mark.parametrize("headers", [{"authorization": ""}, {"authorization": "Bearer sk-wrong-key"}])
-async def test_no_key_or_a_wrong_one_is_unauthenticated(
-    gateway: Gateway, caller: Caller, headers: dict[str, str]
-) -> None:
+@pytest.mark.parametrize("headers", [{"authorization": ""}, {"authorization": f"Bearer {WRONG_KEY}"}])
+async def test_no_key_or_a_wrong_one_is_unauthenticated(caller: Caller, headers: dict[str, str]) -> None:
     answer = await caller.post(json.dumps(body(SECRET)).encode(), **headers)
     check(answer, 401, "authentication_error", "invalid_api_key")
     assert answer.headers["www-authenticate"] == "Bearer"
-    assert "sk-wrong-key" not in gateway.log + answer.content.decode()
+    assert WRONG_KEY not in answer.content.decode()
 
 
 async def test_a_path_or_a_method_that_is_not_there_is_told_so(caller: Caller) -> None:
