@@ -32,7 +32,10 @@ class Wire:
 
     async def send(self, data: bytes) -> None:
         """Write bytes and wait until the peer's side takes more."""
-        self.writer.write(data)
+        try:
+            self.writer.write(data)
+        except RuntimeError as error:  # uvloop's word for a connection that is gone
+            raise ConnectionResetError from error
         await self.writer.drain()
 
 

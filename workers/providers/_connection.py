@@ -54,7 +54,7 @@ class Connection(asyncio.Protocol):
     def send(self, head: bytes, body: bytes, exchange: Exchange) -> None:
         """Write a request and begin its exchange."""
         self._exchange = exchange
-        if self._gone:
+        if self._is_closing():
             exchange.end(clean=False)
         elif len(body) > _JOINED:
             self._open().writelines((head, body))
@@ -65,7 +65,7 @@ class Connection(asyncio.Protocol):
         """Return what has arrived of a streamed body; None at its end. Raises TimeoutError or UpstreamError."""
         assert self._exchange is not None
         data = await self._exchange.piece(timeout)
-        if self._paused and not self._gone:
+        if self._paused and not self._is_closing():
             self._paused = False
             self._open().resume_reading()
         return data
@@ -73,23 +73,26 @@ class Connection(asyncio.Protocol):
     def finish(self) -> bool:
         """End the exchange; return whether the connection can carry another one. It is closed if it cannot."""
         exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            exchange.close()
-            # An answer given before the whole request was sent leaves the rest of it in the way of the next.
-            if exchange.complete and exchange.reusable and not exchange.held and self.is_usable():
-                return True
+        assert exchange is not None
+        exchange.close()
+        # An answer given before the whole request was sent leaves the rest of it in the way of the next.
+        if exchange.complete and exchange.reusable and not exchange.held and self.is_usable():
+            return True
         self.abort()
         return False
 
     def is_usable(self) -> bool:
         """Return whether the connection is open, with nothing left to write or to read."""
-        transport = self._open()
-        return not (self._gone or self._paused or transport.is_closing() or transport.get_write_buffer_size())
+        return not (self._paused or self._is_closing() or self._open().get_write_buffer_size())
 
     def abort(self) -> None:
         """Close the connection at once, whatever is under way."""
         if self._transport is not None:
             self._transport.abort()
+
+    def _is_closing(self) -> bool:
+        # uvloop's transports raise RuntimeError once closed, which is before they say that they are lost.
+        return self._gone or self._open().is_closing()
 
     def _open(self) -> asyncio.Transport:
         assert self._transport is not None

@@ -114,7 +114,7 @@ class Route:
             await tunnel.opened
             context = self._shared.context()
             transport = await loop.start_tls(plain, connection, context, server_hostname=self.origin.host)
-            if transport is None:
+            if transport is None:  # pragma: no cover - asyncio's word for a connection lost at the last moment
                 raise ConnectionResetError
         except BaseException:
             plain.abort()
@@ -145,7 +145,7 @@ class Pool:
         self._proxies = Proxies()
         self._shared = _Shared(connect_timeout)
         self._routes: dict[Origin, Route] = {}
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._sweeper: asyncio.TimerHandle
 
     def start(self) -> None:
         """Begin to close what has been idle for too long."""
@@ -156,8 +156,7 @@ class Pool:
 
     async def close(self) -> None:
         """Close every connection."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        self._sweeper.cancel()
         for connection in list(self._shared.connections):
             connection.abort()
         await anyio.lowlevel.checkpoint()  # transports close in the loop's next round

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import socket
 import time
 import zlib
@@ -19,7 +20,7 @@ from fakes.wires import Serve, Wire, answering, listen
 from pipeline.errors import UpstreamError, UpstreamGarbled, UpstreamTimeout, UpstreamUnavailable
 from pipeline.settings import DispatchSettings
 from workers.providers import _pool
-from workers.providers._connection import BEHIND_LIMIT
+from workers.providers._connection import BEHIND_LIMIT, Connection, _tune
 from workers.providers._dialect import UpstreamRequest
 from workers.providers._exchange import Exchange
 from workers.providers._http import Sender
@@ -123,6 +124,47 @@ async def test_a_connection_closed_while_idle_is_not_used(sender: Sender) -> Non
             await wait_until(lambda number=number: wires.closed == number, timeout=1)  # type: ignore[misc]
             await anyio.wait_all_tasks_blocked()
         assert wires.accepted == 3
+
+
+async def test_a_connection_spoilt_a_moment_ago_is_not_taken(sender: Sender) -> None:
+    async with listen(answering()) as wires:
+        await sender.call(to(wires.port), 5)
+        (connection,) = sender._pool._shared.connections
+        connection.data_received(b"HTTP")  # its transport is closing, and has not said so yet
+        assert (await sender.call(to(wires.port), 5)).status == 200
+        assert wires.accepted == 2
+
+
+async def test_a_connection_lost_before_it_is_used_fails_the_call_at_once() -> None:
+    lost: list[Connection] = []
+    connection = Connection(lost.append)
+    connection.connection_lost(None)
+    connection.connection_lost(None)
+    assert lost == [connection]
+    exchange = Exchange(LIMIT)
+    connection.send(b"", b"", exchange)
+    with pytest.raises(UpstreamUnavailable):
+        await exchange.whole(math.inf)
+
+
+async def test_a_connection_lost_between_its_opening_and_its_use_fails_the_call(sender: Sender) -> None:
+    async with listen(answering()) as wires:
+        await sender.call(to(wires.port), 5)
+        (connection,) = sender._pool._shared.connections
+        exchange = Exchange(LIMIT)
+        connection.abort()
+        connection.send(b"POST / HTTP/1.1\r\n\r\n", b"", exchange)
+        with pytest.raises(UpstreamUnavailable):
+            await exchange.whole(math.inf)
+
+
+async def test_sockets_are_tuned_where_the_platform_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as wire:
+        monkeypatch.delattr(socket, "TCP_KEEPCNT", raising=False)
+        _tune(wire)
+        assert wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert wire.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    _tune(wire)  # closed meanwhile: no error of its own
 
 
 async def test_a_used_connection_lost_before_the_answer_is_an_unavailable_provider(sender: Sender) -> None:
@@ -439,6 +481,16 @@ async def test_a_stream_that_is_not_read_makes_the_provider_wait(sender: Sender)
         assert total == size
 
 
+async def test_a_paused_stream_whose_connection_is_closed_is_not_resumed(sender: Sender) -> None:
+    async with (
+        listen(answering(b"x" * 4 * BEHIND_LIMIT)) as wires,
+        sender.stream(to(wires.port), between=5, total=5) as stream,
+    ):
+        await wait_until(lambda: stream._connection._paused)
+        stream._connection.abort()
+        assert await stream.receive()
+
+
 async def test_a_stream_left_with_bytes_unread_closes_its_connection(sender: Sender) -> None:
     async with listen(answering(b"x" * 10)) as wires:
         async with sender.stream(to(wires.port), between=5, total=5) as stream:
@@ -471,6 +523,38 @@ async def test_a_compressed_answer_is_read_whole_and_streamed_as_it_arrives(send
             assert await stream.receive() == b"two"
             assert await stream.receive() is None
         assert (await sender.call(to(wires.port), 5)).body == b"one two"
+        assert wires.accepted == 1
+
+
+async def test_a_whole_stream_outlives_its_connection(sender: Sender) -> None:
+    async with (
+        listen(saying(OK + b"connection: close\r\ncontent-length: 3\r\n\r\nabc")) as wires,
+        sender.stream(to(wires.port), between=math.inf, total=math.inf) as stream,
+    ):
+        await wait_until(lambda: wires.closed == 1, timeout=1)
+        await anyio.wait_all_tasks_blocked()
+        assert await stream.receive() == b"abc"
+        assert await stream.receive() is None
+
+
+async def test_what_follows_the_last_word_is_drained(sender: Sender) -> None:
+    go_on = asyncio.Event()
+
+    async def serve(wire: Wire) -> None:
+        while True:
+            await wire.request()
+            await wire.send(BEGUN + b"4\r\nlast\r\n")
+            await go_on.wait()
+            go_on.clear()
+            await wire.send(b"5\r\n: bye\r\n")
+            await wire.send(b"0\r\n\r\n")
+
+    async with listen(serve) as wires:
+        for _ in range(2):
+            async with sender.stream(to(wires.port), between=5, total=5) as stream:
+                assert await stream.receive() == b"last"
+                go_on.set()
+                await stream.drain()
         assert wires.accepted == 1
 
 

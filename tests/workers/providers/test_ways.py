@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from urllib.request import getproxies_environment
@@ -63,6 +64,15 @@ async def test_calls_over_tls_share_a_connection_that_agreed_on_http() -> None:
                 pass
     assert wires.accepted == 1
     assert agreed == ["http/1.1"]
+
+
+async def test_connections_share_what_is_known_of_certificates() -> None:
+    async with sending() as sender, listen(answering(), tls=True) as wires:
+        async with anyio.create_task_group() as group:
+            for _ in range(2):
+                group.start_soon(sender.call, to(wires.port), 5)
+        assert wires.accepted == 2
+        assert len({id(sender._pool._shared.context()) for _ in range(2)}) == 1
 
 
 async def test_a_tls_call_that_is_left_closes_its_connection_at_once() -> None:
@@ -142,6 +152,18 @@ async def test_a_tls_call_goes_through_a_tunnel_that_hides_it(monkeypatch: pytes
             {"host": f"localhost:{wires.port}", "proxy-authorization": "Basic dXNlcjpwYXNz"},
         )
     ]
+
+
+async def test_a_proxy_may_answer_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def serve(wire: Wire) -> None:
+        await wire.request()
+        await wire.send(b"HTTP/1.1 40")
+        await asyncio.sleep(0.02)  # two reads, not one
+        await wire.send(b"3 Forbidden\r\n\r\n")
+
+    async with listen(serve) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
+        assert "with 403" in (await refused(443)).message
 
 
 @pytest.mark.parametrize(
