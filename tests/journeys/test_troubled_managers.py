@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -76,8 +77,11 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def gateway(directory: Path) -> Iterator[Gateway]:
     (directory / "mine.py").write_text(MANAGERS)
-    with start_gateway(directory, config=CONFIG) as running:
+    with start_gateway(directory, "--detailed_debug", config=CONFIG) as running:
         yield running
+        assert running.stop(signal.SIGTERM) == 0
+        assert "the words of the hook" not in running.log
+        assert "Traceback" not in running.log
 
 
 @pytest.fixture(autouse=True)
