@@ -6,9 +6,11 @@ import fcntl
 import hashlib
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -27,24 +29,59 @@ class Environments:
 
     def __init__(self, names: Sequence[str]) -> None:
         self._pool = ThreadPoolExecutor(2)  # pip is busy with one core
+        self._scripts: dict[tuple[str, str], Script] = {}
         self._made: dict[str, Future[Path]] = {name: self._pool.submit(make, name) for name in names}
 
     def python(self, name: str) -> Path:
         """Return the interpreter of an environment. Raises AssertionError when it cannot be made."""
         return self._made[name].result()
 
-    def run(self, name: str, script: str | Path, task: Any = None, *, timeout: float = 90) -> Any:
-        """Run a script with `task` as JSON on its standard input, and return the JSON it prints."""
-        command = [self.python(name), SCRIPTS / script]
-        done = subprocess.run(
-            command, input=json.dumps(task), capture_output=True, text=True, timeout=timeout, env=client_variables()
-        )
-        assert done.returncode == 0, f"{script} in {name} ended with status {done.returncode}:\n{done.stderr}"
-        return json.loads(done.stdout)
+    def run(self, name: str, script: str, task: Any, *, timeout: float = 60) -> Any:
+        """Send `task` to a script of `tests/sdk/scripts`, which is started once, and return what it answers."""
+        if (name, script) not in self._scripts:
+            self._scripts[name, script] = Script(self.python(name), SCRIPTS / script)
+        return self._scripts[name, script].run(task, timeout)
 
     def close(self) -> None:
-        """Wait for what is under way; nothing is begun any more."""
+        """End the scripts, and wait for what is being installed; nothing is begun any more."""
+        for script in self._scripts.values():
+            script.close()
         self._pool.shutdown(cancel_futures=True)
+
+
+class Script:
+    """A running script that takes a line of JSON and answers with one: importing an SDK takes seconds."""
+
+    def __init__(self, python: Path, script: Path) -> None:
+        self._name = script.name
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
+        self._process = subprocess.Popen(
+            [python, script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=client_variables(),
+        )
+
+    def run(self, task: Any, timeout: float) -> Any:
+        """Return the answer to `task`. Raises AssertionError when there is none within `timeout` seconds."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        print(json.dumps(task), file=stdin, flush=True)
+        ready, _, _ = select.select([stdout], [], [], timeout)
+        line = stdout.readline() if ready else ""
+        if not line:
+            self._process.kill()
+            self._errors.seek(0)
+            raise AssertionError(f"{self._name} gave no answer within {timeout} s:\n{self._errors.read()}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """End the process."""
+        with self._errors, self._process:
+            self._process.kill()
 
 
 def client_variables() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 from fakes import page
-from fakes.environments import ROOT, Environments
+from fakes.environments import REQUIREMENTS, ROOT, Environments
 from fakes.gateways import environment, start_gateway
 from fakes.upstream import run_upstream_in_thread
 
@@ -41,6 +42,12 @@ def installed(environments: Environments, tmp_path_factory: pytest.TempPathFacto
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
     subprocess.run([*pip, "--no-compile", "--target", str(target), str(wheel)], check=True, capture_output=True)
     return python, str(target)
+
+
+def test_the_environment_has_all_that_promptmill_needs() -> None:
+    needed = set(re.findall(r"^[\w-]+==\S+", (ROOT / "requirements" / "runtime.txt").read_text(), re.MULTILINE))
+    pinned = set(re.findall(r"^[\w-]+==\S+", (REQUIREMENTS / "litellm.txt").read_text(), re.MULTILINE))
+    assert needed <= pinned, "compile tests/sdk/requirements/litellm.txt again; its README.md says how"
 
 
 def test_the_page_works_beside_litellm(installed: tuple[Path, str], tmp_path: Path) -> None:

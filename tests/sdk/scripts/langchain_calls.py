@@ -1,4 +1,4 @@
-"""Makes the calls that standard input lists with LangChain's `ChatOpenAI`, and prints each answer's text as JSON."""
+"""Makes the calls of each line of standard input with LangChain's `ChatOpenAI`, and prints the answers' texts."""
 
 from __future__ import annotations
 
@@ -17,4 +17,5 @@ def call(wanted: dict[str, Any]) -> str:
     return model.invoke(wanted["messages"]).text
 
 
-print(json.dumps([call(wanted) for wanted in json.load(sys.stdin)]))
+for line in sys.stdin:
+    print(json.dumps([call(wanted) for wanted in json.loads(line)]), flush=True)

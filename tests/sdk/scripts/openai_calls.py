@@ -1,4 +1,4 @@
-"""Makes the calls that standard input lists with openai-python, and prints what came of each as JSON."""
+"""Makes the calls of each line of standard input with openai-python, and prints what came of them."""
 
 from __future__ import annotations
 
@@ -44,4 +44,5 @@ def read(answer: Any, came: dict[str, Any]) -> None:
         came["text"] = answer.choices[0].message.content
 
 
-print(json.dumps([call(wanted) for wanted in json.load(sys.stdin)]))
+for line in sys.stdin:
+    print(json.dumps([call(wanted) for wanted in json.loads(line)]), flush=True)
