@@ -85,8 +85,8 @@ class Script:
 
 
 def client_variables() -> dict[str, str]:
-    """Return this process's variables without those that tell a client where to go, or coverage to measure it."""
-    unwanted = ("OPENAI_", "COVERAGE_", "LANGCHAIN_", "LANGSMITH_")
+    """Return this process's variables without those that tell a client where to go, or how to run."""
+    unwanted = ("OPENAI_", "COVERAGE_", "LANGCHAIN_", "LANGSMITH_", "PYTHON")
     kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(unwanted)}
     return kept | {"NO_PROXY": "127.0.0.1,0.0.0.0,localhost", "no_proxy": "127.0.0.1,0.0.0.0,localhost"}
 

@@ -49,7 +49,7 @@ def answer(received: Received) -> Answer:
     streamed = received.json.get("stream")
     if received.path.endswith("/responses"):
         return _response_events() if streamed else reply(response())
-    return sse(chunk("hel"), chunk("lo"), chunk(finish="stop")) if streamed else reply(completion())
+    return sse(chunk("he"), chunk("llo"), chunk(finish="stop")) if streamed else reply(completion())
 
 
 def response(**fields: Any) -> dict[str, Any]:
@@ -66,8 +66,8 @@ def _response_events() -> Answer:
     delta = {"type": "response.output_text.delta", "item_id": "m-1", "output_index": 0, "content_index": 0}
     events = [
         {"type": "response.created", "sequence_number": 0, "response": begun},
-        {**delta, "sequence_number": 1, "delta": "hel", "logprobs": []},
-        {**delta, "sequence_number": 2, "delta": "lo", "logprobs": []},
+        {**delta, "sequence_number": 1, "delta": "he", "logprobs": []},
+        {**delta, "sequence_number": 2, "delta": "llo", "logprobs": []},
         {"type": "response.completed", "sequence_number": 3, "response": response()},
     ]
     return sse(*events, done=False)

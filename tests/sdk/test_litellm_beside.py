@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fakes import page
-from fakes.environments import REQUIREMENTS, ROOT, Environments
+from fakes.environments import REQUIREMENTS, ROOT, Environments, client_variables
 from fakes.gateways import environment, start_gateway
 from fakes.upstream import run_upstream_in_thread
 
@@ -31,10 +31,19 @@ origin = Origin()
 """
 
 
+def variables(site: str) -> dict[str, str]:
+    """Return what makes an interpreter find promptmill in `site`; it keeps the byte code of LiteLLM, which is much."""
+    return {"PYTHONPATH": site, "PYTHONDONTWRITEBYTECODE": ""}
+
+
 @pytest.fixture(scope="module")
 def installed(environments: Environments, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Return LiteLLM's interpreter, and the directory that a wheel of this checkout is unpacked into."""
     python = environments.python("litellm")
+    # The first import compiles thousands of files: not while a gateway is expected to start.
+    load = [str(python), "-c", "from litellm.integrations import custom_prompt_management"]
+    local = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    subprocess.run(load, check=True, capture_output=True, env=client_variables() | local)
     directory: Path = tmp_path_factory.mktemp("installed")
     build = f"from hatchling.build import build_wheel; print(build_wheel({str(directory)!r}))"
     built = subprocess.run([sys.executable, "-c", build], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -53,10 +62,10 @@ def test_the_environment_has_all_that_promptmill_needs() -> None:
 def test_the_page_works_beside_litellm(installed: tuple[Path, str], tmp_path: Path) -> None:
     python, site = installed
     page.copy_files(tmp_path)
-    variables = {"OPENAI_API_KEY": page.UPSTREAM_KEY, "PYTHONPATH": site}
+    more = {"OPENAI_API_KEY": page.UPSTREAM_KEY, **variables(site)}
     with run_upstream_in_thread() as upstream:
         config = page.config(upstream.url)
-        with start_gateway(tmp_path, config=config, variables=variables, python=str(python)) as gateway:
+        with start_gateway(tmp_path, config=config, variables=more, python=str(python)) as gateway:
             answer = gateway.ask(model="gemini-1.5-pro", prompt_id="1234", prompt_cache_key="theirs")
         assert answer == "2 messages"
         (received,) = upstream.requests
@@ -74,7 +83,7 @@ def test_the_classes_are_litellms_own_when_it_is_there(installed: tuple[Path, st
     (tmp_path / "origin.py").write_text(ORIGIN)
     command = [str(python), "-P", "-m", "pipeline", "prompt", "test", "origin.py:origin", "--id", "x", "--json"]
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment(PYTHONPATH=site), capture_output=True, text=True, timeout=60
+        command, cwd=tmp_path, env=environment(**variables(site)), capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     trial: dict[str, Any] = json.loads(done.stdout)

@@ -58,9 +58,9 @@ UPSTREAM: dict[str, Script] = {
     "up-html": reply(b"<html>hello</html>", headers={"content-type": "text/html"}),
     "up-error": reply({"error": {"message": "as a 200"}}),
     "up-hangs": hang(),
-    "up-cut": sse(chunk("hel"), then=CUT, done=False),
-    "up-breaks": sse(chunk("hel"), {"error": {"message": "overloaded", "code": "overloaded"}}, done=False),
-    "up-response-cut": sse({"type": "response.output_text.delta", "delta": "hel"}, then=CUT, done=False),
+    "up-cut": sse(chunk("he"), then=CUT, done=False),
+    "up-breaks": sse(chunk("he"), {"error": {"message": "overloaded", "code": "overloaded"}}, done=False),
+    "up-response-cut": sse({"type": "response.output_text.delta", "delta": "he"}, then=CUT, done=False),
 }
 
 
@@ -105,11 +105,11 @@ CASES = {
     "upstream error as 200": Case("InternalServerError", 502, "upstream_garbled", {"model": "up-error"}),
     "upstream timeout": Case("InternalServerError", 504, "upstream_timeout", {"model": "up-hangs"}),
     "upstream 429 to a stream": Case("RateLimitError", 429, "upstream_rate_limited", {"model": "up-429", **STREAM}),
-    "cut stream": Case("APIError", None, "upstream_garbled", {"model": "up-cut", **STREAM}, text="hel"),
-    "error in stream": Case("APIError", None, "upstream_unavailable", {"model": "up-breaks", **STREAM}, text="hel"),
+    "cut stream": Case("APIError", None, "upstream_garbled", {"model": "up-cut", **STREAM}, text="he"),
+    "error in stream": Case("APIError", None, "upstream_unavailable", {"model": "up-breaks", **STREAM}, text="he"),
     "cut Response": Case(
         "APIError", None, "upstream_garbled", {"model": "up-response-cut", "input": "hi", **STREAM},
-        method="responses.create", text="hel",
+        method="responses.create", text="he",
     ),
     "impatient client": Case(
         "APITimeoutError", None, None, {"model": "up-hangs-longer", **STREAM}, {"timeout": 0.7, "max_retries": 0}
