@@ -24,7 +24,7 @@ UPSTREAM_TAKES = 0.7
 RECOVERY = 10.0
 """Seconds in which the requests of a dead worker must be answered, beside the provider's own time."""
 
-SHORT_HOOK = "import time\n" + MANAGER.replace("        return", "        time.sleep(0.15)\n        return")
+SHORT_HOOK = "import time\n" + MANAGER.replace("        return", "        time.sleep(0.1)\n        return")
 
 
 def slow_answer(received: Received) -> Answer:
@@ -81,6 +81,11 @@ async def the_process_is_back(gateway: Gateway, directory: Path, part: str, befo
     await wait_until(registered, timeout=20, every=0.1)
 
 
+def claimed(gateway: Gateway, stage: str) -> int:
+    """Return how many deliveries of a stage were taken over so far."""
+    return sum('"event":"claimed"' in line and f'"stage":"{stage}"' in line for line in gateway.log.splitlines())
+
+
 async def nothing_stays_behind(directory: Path) -> None:
     await wait_until(lambda: drained(directory), timeout=30, every=0.2)
     listed = promptmill("dead", "list", "--json", cwd=directory)
@@ -128,6 +133,7 @@ async def test_every_client_is_answered_whatever_process_is_killed(
     assert max(calls.values()) <= 2
     assert all(first[name] < killed + 0.2 and crowd.answers[name].at > killed for name in again)
     assert part == "dispatch" or not again
+    assert claimed(gateway, part) or part == "server", "the process held nothing when it was killed"
     await the_process_is_back(gateway, directory, part, before)
     await nothing_stays_behind(directory)
 
