@@ -14,7 +14,17 @@ import httpx2
 import pytest
 from fakes.callers import Caller, Response, calling, drained, overview, parts
 from fakes.gateways import MANAGER, Gateway, alive, promptmill, start_gateway
-from fakes.upstream import Answer, Received, ScriptedUpstream, completion, raw, reply, run_upstream_in_thread
+from fakes.upstream import (
+    Answer,
+    Received,
+    ScriptedUpstream,
+    chunk,
+    completion,
+    raw,
+    reply,
+    run_upstream_in_thread,
+    sse,
+)
 from fakes.waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.anyio]
@@ -135,6 +145,38 @@ async def test_every_client_is_answered_whatever_process_is_killed(
     assert part == "dispatch" or not again
     assert claimed(gateway, part) or part == "server", "the process held nothing when it was killed"
     await the_process_is_back(gateway, directory, part, before)
+    await nothing_stays_behind(directory)
+
+
+async def test_every_stream_of_a_killed_worker_ends_whole_or_in_worker_lost(
+    gateway: Gateway, directory: Path, upstream: ScriptedUpstream
+) -> None:
+    streams: dict[str, bytes] = {}
+
+    def some_late_some_begun(received: Received) -> Answer:
+        first, *rest = sse(*(chunk(f"{word} ") for word in range(5)), between=0.1).steps
+        return Answer((first, *rest) if int(asked(received)) % 2 else (UPSTREAM_TAKES, first, *rest))
+
+    async def read(caller: Caller, name: str) -> None:
+        streams[name] = await caller.read(name)
+
+    before = parts(gateway)
+    upstream.default = some_late_some_begun
+    async with calling(gateway.url) as caller, anyio.create_task_group() as tasks:
+        for number in range(60):
+            tasks.start_soon(read, caller, str(number))
+        await wait_until(lambda: len(upstream.requests) == 60, timeout=20)
+        os.kill(before["dispatch"], signal.SIGKILL)
+    upstream.default = slow_answer
+    calls = Counter(asked(received) for received in upstream.requests)
+    lost = {name for name, stream in streams.items() if b"worker_lost" in stream}
+    assert len(streams) == 60
+    assert lost
+    assert all((b"[DONE]" in stream) is (name not in lost) for name, stream in streams.items())
+    assert all(stream.count(b'4 "') == 1 for name, stream in streams.items() if name not in lost)
+    assert all(calls[name] == 1 for name in lost)
+    assert max(calls.values()) <= 2
+    await the_process_is_back(gateway, directory, "dispatch", before)
     await nothing_stays_behind(directory)
 
 
