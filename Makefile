@@ -4,7 +4,7 @@
 VENV ?= .venv
 PORT ?= 4000
 COVERAGE ?= 95
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 # The first interpreter that is new enough; pyenv's shims exist for versions that are not installed, so each is run.
 CANDIDATES := python3 python3.13 python3.12 python3.11
@@ -41,12 +41,13 @@ test: setup ## Run every test, with branch coverage over all processes
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under=$(COVERAGE)
 
-lint: setup ## Check style, types, imports and spelling
+lint: setup ## Check style, types, imports, spelling and sizes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell .
+	$(BIN)/python -m pytest -q --no-header tests/test_house_rules.py
 
 format: setup ## Put all files in the one style
 	$(BIN)/ruff check --fix .

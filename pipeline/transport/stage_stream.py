@@ -25,7 +25,7 @@ from pipeline.transport.writer import Writer
 BLOCK: Final = 0.5
 """Seconds a read waits for entries; short, because a read is never cancelled."""
 
-CLAIM_EVERY: Final = 1.0
+CLAIM_EVERY: Final = 0.5
 RENEW_CHUNK: Final = 128
 """5,000 ids in one script would hold the server for 16 ms."""
 
