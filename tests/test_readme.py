@@ -428,7 +428,7 @@ def test_names_beside_a_file_are_in_that_file() -> None:
     pairs = [
         pair
         for page in PAGES
-        for pair in re.findall(r"`([A-Za-z_.]+)` (?:in|of `\w+` in) `([\w/.]+\.py)`", prose(page))
+        for pair in re.findall(r"`([A-Za-z_.]+)` (?:in|of `\w+` in)\s+`([\w/.]+\.py)`", prose(page))
     ]
     assert pairs
     for each, file in pairs:
