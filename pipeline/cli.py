@@ -28,7 +28,7 @@ _OURS: Final = {
 _BROUGHT: Final = {
     "ingress": "Run one process of the HTTP edge.",
     "worker": "Run one or more stages in this process.",
-    "prompt": "List, render and test prompts.",
+    "prompt": "Try a prompt manager on this machine, without a server.",
 }
 """Short help for what our own packages bring, so that the list needs no import of theirs."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import anyio
 import click
@@ -12,26 +14,45 @@ from pipeline import startup
 from pipeline.transport.deadletters import DeadLetter, drop_dead, list_dead, read_dead
 
 
+def _where(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say where the gateway is: they may stand before the sub-command or after it."""
+
+    def note(context: click.Context, option: click.Parameter, value: str | None) -> None:
+        places = context.ensure_object(dict)
+        if value is not None:
+            places[option.name] = value
+
+    for names, metavar, said in (
+        (("--config", "-c"), "FILE", "The configuration; PROMPTMILL_CONFIG names it as well."),
+        (("--data-dir",), "DIR", "Data directory of the gateway; default: .promptmill."),
+    ):
+        option = click.option(*names, metavar=metavar, help=said, callback=note, expose_value=False)
+        function = option(function)
+    return function
+
+
+def _redis(context: click.Context) -> str:
+    places: dict[str, str] = context.ensure_object(dict)
+    return startup.find_redis(places.get("config"), places.get("data_dir"))
+
+
 @click.group(short_help="List, show or drop dead letters.")
-@click.option("--config", "-c", metavar="FILE", help="The configuration; PROMPTMILL_CONFIG names it as well.")
-@click.option("--data-dir", metavar="DIR", help="Data directory of the gateway; default: .promptmill.")
-@click.pass_context
-def dead(context: click.Context, config: str | None, data_dir: str | None) -> None:
+@_where
+def dead() -> None:
     """
     List, show or drop dead letters: jobs that no consumer could finish.
 
     Exit codes: 0 ok, 1 there is no such dead letter, 2 wrong usage or configuration, 3 Redis cannot be reached.
     """
-    context.obj = lambda: startup.find_redis(config, data_dir)
-
 
 @dead.command("list", short_help="List them, newest first.")
+@_where
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="At most so many.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 @click.pass_context
 def list_(context: click.Context, limit: int, as_json: bool) -> int:
     """List dead letters, newest first."""
-    letters = anyio.run(list_dead, context.obj(), limit)
+    letters = anyio.run(list_dead, _redis(context), limit)
     for letter in letters:
         click.echo(msgspec.json.encode(letter) if as_json else _line(letter))
     if not letters:
@@ -41,11 +62,12 @@ def list_(context: click.Context, limit: int, as_json: bool) -> int:
 
 @dead.command(short_help="Show one.")
 @click.argument("id")
+@_where
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def show(context: click.Context, id: str, as_json: bool) -> int:  # noqa: A002 - the name users read in the help
     """Show the dead letter ID."""
-    letter = anyio.run(read_dead, context.obj(), id)
+    letter = anyio.run(read_dead, _redis(context), id)
     if letter is None:
         click.echo(f"there is no dead letter {id}; `promptmill dead list` shows what there is", err=True)
         return 1
@@ -59,6 +81,7 @@ def show(context: click.Context, id: str, as_json: bool) -> int:  # noqa: A002 -
 
 @dead.command(short_help="Remove some, or all.")
 @click.argument("ids", nargs=-1)
+@_where
 @click.option("--all", "everything", is_flag=True, help="Remove all of them.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
@@ -66,7 +89,7 @@ def drop(context: click.Context, ids: tuple[str, ...], everything: bool, as_json
     """Remove the dead letters IDS. Their jobs are not run again."""
     if bool(ids) == everything:
         raise click.UsageError("name the dead letters to remove, or give --all")
-    dropped = anyio.run(drop_dead, context.obj(), None if everything else ids)
+    dropped = anyio.run(drop_dead, _redis(context), None if everything else ids)
     click.echo(msgspec.json.encode({"dropped": dropped}) if as_json else f"{dropped} removed")
     return 0 if everything or dropped == len(ids) else 1
 

@@ -114,6 +114,8 @@ def _connection(params: Section) -> dict[str, Any]:
 
 
 def _limits(params: Section) -> dict[str, Any]:
+    if params.read("max_parallel_requests", partial(integer, at_least=1)) is not None:
+        params.notice("max_parallel_requests", "has no effect here yet; `dispatch_slots` bounds the calls of a process")
     return {
         "timeout": params.read("timeout", seconds),
         "stream_timeout": params.read("stream_timeout", seconds),
@@ -121,7 +123,6 @@ def _limits(params: Section) -> dict[str, Any]:
         "weight": params.read("weight", partial(number, at_least=0)),
         "rpm": params.read("rpm", partial(integer, at_least=1)),
         "tpm": params.read("tpm", partial(integer, at_least=1)),
-        "max_parallel": params.read("max_parallel_requests", partial(integer, at_least=1)),
     }
 
 

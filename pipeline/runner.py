@@ -140,6 +140,8 @@ class StageRunner:
             effect = self._known_end(delivery)
             if effect is None:
                 effect = await self._guard(delivery)
+            outcome = type(effect).__name__ if effect is not None else delivery.end
+            log.debug("delivery", job=delivery.job.id, stage=self._spec.name, number=delivery.number, outcome=outcome)
             if effect is not None:
                 self._transport.writer.settle(delivery, effect)
             elif delivery.end is End.LOST:

@@ -58,7 +58,6 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     weight: float | None = None
     rpm: int | None = None
     tpm: int | None = None
-    max_parallel: int | None = None
     mock_response: str | None = None
     """Answer with this text and call nobody."""
     prompt_id: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import socket
@@ -69,8 +70,9 @@ class Registry:
         names = await self._link.run(
             REGISTER([keyspace.up(me), keyspace.CONSUMERS], me, now, keyspace.UP_TTL_MS, *words)
         )
-        pairs = zip(*[iter(names)] * 2, strict=True)
-        await self._look({_text(name): int(float(end)) - keyspace.UP_TTL_MS for name, end in pairs})
+        pairs = ((_text(name), float(end)) for name, end in zip(*[iter(names)] * 2, strict=True))
+        # No process of ours registers for ever; what does must not end the others.
+        await self._look({name: int(end) - keyspace.UP_TTL_MS for name, end in pairs if math.isfinite(end)})
 
     async def _look(self, beats: dict[str, int]) -> None:
         """Read who is there; `beats` holds when each process last renewed its registration."""

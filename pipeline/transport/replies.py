@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 BLOCK: Final = 0.5
 READ_COUNT: Final = 256
 YIELD_EVERY: Final = 256
+YIELD_BYTES: Final = 64 * 1024
+"""Bytes handed out at a time: a client that reads as they come must get its turn before it seems slow."""
+
 WAITER_BYTES: Final = 2**20
-"""Unread bytes of one client before its job is cancelled: it reads more slowly than it asked."""
+"""Unread bytes of one client with which a further frame cancels its job: it reads more slowly than it asked."""
 
 BODY_WAIT: Final = 15.0
 """Seconds an answer's large body is asked for while Redis is away."""
@@ -134,11 +137,12 @@ class Waiter:
             self.fail(WorkerLost("a part of the streamed answer was lost", hint="Send the request again."))
             return
         self._next += 1
-        self._unread += len(frame.data)
-        self._put(frame)
-        if self._unread > WAITER_BYTES:
+        if self._unread > WAITER_BYTES:  # by what was there before: one event may be larger than that
             log.warning("client reads too slowly", job=self.id)
             self.fail(Cancelled("the client reads too slowly", hint="Read the stream as it comes."))
+            return
+        self._unread += len(frame.data)
+        self._put(frame)
 
     def take_reply(self, reply: Reply, body: bytes, reference: str) -> None:
         """Accept the terminal; after bytes of one run, only that run's complete one counts as an answer."""
@@ -162,6 +166,7 @@ class Replies:
         self._cancel = cancel
         self._last = "0-0"
         self._untrimmed = 0
+        self._frames = self._bytes = 0
         self.waiters: dict[str, Waiter] = {}
         self.answered = 0
 
@@ -214,16 +219,22 @@ class Replies:
                 reply = decode_reply(values[b"t"])
                 self._settle(reply, values.get(b"b", b""), values.get(b"r", b"").decode())
             elif b"f" in values:
-                for count, frame in enumerate(decode_frames(values[b"f"]), start=1):
-                    waiter = self.waiters.get(frame.id)
-                    if waiter is not None:
-                        waiter.take_frame(frame)
-                        if waiter.failed:
-                            self._cancel(waiter)
-                    if count % YIELD_EVERY == 0:
-                        await anyio.lowlevel.checkpoint()
+                for frame in decode_frames(values[b"f"]):
+                    await self._hand_out(frame)
         except (ValueError, RecursionError) as error:
             log.error("unreadable reply", error=type(error).__name__)
+
+    async def _hand_out(self, frame: Frame) -> None:
+        waiter = self.waiters.get(frame.id)
+        if waiter is not None:
+            waiter.take_frame(frame)
+            if waiter.failed:
+                self._cancel(waiter)
+        self._frames += 1
+        self._bytes += len(frame.data)
+        if self._frames >= YIELD_EVERY or self._bytes >= YIELD_BYTES:
+            self._frames = self._bytes = 0
+            await anyio.lowlevel.checkpoint()
 
     def _settle(self, reply: Reply, body: bytes, reference: str) -> None:
         waiter = self.waiters.pop(reply.id, None)

@@ -321,3 +321,17 @@ async def test_permits_are_given_back_however_a_request_ends(transport: FakeTran
         await client.post(PATH, content=b"{}")
         permits = client.edge.permits  # type: ignore[attr-defined]
     assert (permits.requests, permits.held) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["x-promptmill-prompt-id", "x-promptmill-prompt-version", "x-promptmill-prompt-label"])
+async def test_a_prompt_reference_in_headers_is_bounded_as_in_a_body(transport: FakeTransport, name: str) -> None:
+    headers = {"x-promptmill-prompt-id": "1", name: "a" * 513}
+    status, error = await refused(transport, CHAT, headers=headers)
+    assert (status, error["param"]) == (400, name)
+
+
+async def test_a_models_name_in_the_path_is_bounded_as_in_a_body(transport: FakeTransport) -> None:
+    path = f"/openai/deployments/{'m' * 513}/chat/completions"
+    response = await post(transport, CHAT, path=path)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "model")
+    assert "mmm" not in str(response.headers)

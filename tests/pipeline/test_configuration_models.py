@@ -42,7 +42,6 @@ def test_every_parameter_we_know_has_its_field(files):
           weight: 0.5
           rpm: 60
           tpm: "100000"
-          max_parallel_requests: 8
           mock_response: "Hello\\nworld"
           prompt_id: 1234
           prompt_version: 7
@@ -71,7 +70,6 @@ def test_every_parameter_we_know_has_its_field(files):
             weight=0.5,
             rpm=60,
             tpm=100000,
-            max_parallel=8,
             mock_response="Hello\nworld",
             prompt_id="1234",
             prompt_version=7,
@@ -348,3 +346,10 @@ class TestPromptsOfAGroup:
             "3: model_list[0].litellm_params.prompt_id: missing; the prompt's version, label and variables have "
             "no effect without it"
         ]
+
+
+def test_a_limit_nobody_enforces_is_told(files):
+    text = "model_list:\n  - model_name: m\n    litellm_params: {model: openai/m, max_parallel_requests: 8}\n"
+    (notice,) = files.load(text).notices
+    assert "max_parallel_requests" in notice.message
+    assert "has no effect here yet" in notice.message

@@ -106,8 +106,9 @@ def _failure(manager: Manager, error: BaseException) -> PipelineError:
 def _words(error: BaseException) -> str:
     """Return the first line of an exception's own words, cut, and without what looks like a credential."""
     try:
-        lines = str(error).strip().splitlines()
-    except Exception:  # noqa: BLE001 - `__str__` is user code as well
+        # A lone surrogate, which no reply can carry, is shown as its escape.
+        lines = str(error).encode(errors="backslashreplace").decode().strip().splitlines()
+    except BaseException:  # noqa: BLE001 - `__str__` is user code as well, and here it runs on the transport's loop
         return ""
     return ": " + _CREDENTIALS.sub(r"\1***", lines[0])[:_LONGEST] if lines else ""
 

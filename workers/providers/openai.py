@@ -19,6 +19,8 @@ from workers.providers._sse import EventBuffer, events
 
 _DONE: Final = b"data: [DONE]\n\n"
 _ABSENT: Final = msgspec.Raw()
+_MOST_TOKENS: Final = 2**53
+"""Of a larger number floats, and with them the metrics, know no exact value."""
 _LAST_WORDS: Final = frozenset({"response.completed", "response.failed", "response.incomplete"})
 
 
@@ -29,7 +31,7 @@ class _Usage(msgspec.Struct):
     output_tokens: int | None = None
 
     def counted(self) -> tuple[int, int]:
-        return self.prompt_tokens or self.input_tokens or 0, self.completion_tokens or self.output_tokens or 0
+        return _sane(self.prompt_tokens or self.input_tokens), _sane(self.completion_tokens or self.output_tokens)
 
 
 class _Whole(msgspec.Struct):
@@ -210,6 +212,11 @@ class _ResponseReader(_Reader):
         if not self.finished:
             raise self.failure or self._cut()
         return last
+
+
+def _sane(count: int | None) -> int:
+    """Return a count as metrics and wire can take it: a host that counts wrongly has still answered."""
+    return min(max(count or 0, 0), _MOST_TOKENS)
 
 
 def _present(error: msgspec.Raw) -> bool:

@@ -4,7 +4,8 @@
 local lost, mine = {}, {}
 for i = 2, #ARGV do
   local found = redis.pcall('XPENDING', KEYS[1], 'workers', ARGV[i], ARGV[i], 1, ARGV[1])
-  if found.err or #found == 0 then lost[#lost + 1] = ARGV[i] else mine[#mine + 1] = ARGV[i] end
+  -- Without the group nobody else owns it either: the next read makes the group anew, and the work goes on.
+  if #found > 0 then mine[#mine + 1] = ARGV[i] elseif not found.err then lost[#lost + 1] = ARGV[i] end
 end
 if #mine > 0 then
   local command = {'XCLAIM', KEYS[1], 'workers', ARGV[1], '0'}

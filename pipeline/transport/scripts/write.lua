@@ -105,8 +105,10 @@ while at <= #ARGV do
 end
 
 -- What every settlement of a stream needs is done once for all of them: a call costs more than what it does.
+-- An error here would have all of the above written once more, by whoever sends the group again.
 for counter, size in pairs(grown) do
-  if redis.call('INCRBY', counter, size) <= 0 then redis.call('DEL', counter) end
+  local held = redis.pcall('INCRBY', counter, size)
+  if type(held) ~= 'number' or held <= 0 then redis.call('DEL', counter) end
 end
 for stream, ids in pairs(settled) do
   redis.call('XACK', stream, 'workers', unpack(ids))

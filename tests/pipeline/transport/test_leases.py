@@ -266,6 +266,33 @@ async def test_a_reply_whose_group_was_lost_is_written_without_its_fence_and_a_f
         assert await link.run(("XLEN", rival.stream)) == 2
 
 
+async def test_a_lost_group_ends_no_work(url: str) -> None:
+    async with raw_link(url) as link, stage_stream(url) as stream:
+        rival = Rival(link, "dispatch")
+        await link.call(("XGROUP", "CREATE", rival.stream, keyspace.GROUP, "0", "MKSTREAM"))
+        await rival.add(make_job(stages_left=("dispatch",)))
+        (held,) = await stream.fetch(4)
+        await link.run(("XGROUP", "DESTROY", rival.stream, keyspace.GROUP))
+        await stream.renew()
+        assert held.end is None
+
+
+async def test_a_byte_counter_that_is_none_has_nothing_written_twice(url: str) -> None:
+    counter = keyspace.held_bytes("dispatch", "live")
+    async with raw_link(url) as link, stage_stream(url) as stream:
+        rival = Rival(link, "dispatch")
+        await link.call(("XGROUP", "CREATE", rival.stream, keyspace.GROUP, "0", "MKSTREAM"), ("SET", counter, "many"))
+        await rival.add(make_job(stages_left=("dispatch",), reply_to="me"))
+        (held,) = await stream.fetch(4)
+        stream._writer.settle(held, Done(b"told"))
+        stream._writer.finish()
+        with anyio.fail_after(5):
+            await stream._writer.run()
+        assert await link.run(("XLEN", keyspace.replies("me"))) == 1
+        assert await rival.pending() == {}
+        assert await link.run(("EXISTS", counter)) == 0
+
+
 async def test_bytes_are_counted_down_job_by_job_and_the_counter_vanishes_with_the_last(url: str) -> None:
     counter = keyspace.held_bytes("dispatch", "live")
     async with raw_link(url) as link, stage_stream(url) as stream:

@@ -86,6 +86,14 @@ async def test_a_registration_that_does_not_decode_is_passed_over(url: str) -> N
         assert me.live == {"me"}
 
 
+async def test_a_registration_without_an_end_is_passed_over(url: str) -> None:
+    async with raw_link(url) as link:
+        me = await _registry(link, "me")
+        await link.run(("ZADD", keyspace.CONSUMERS, "+inf", "immortal"))
+        await me.beat()
+        assert me.live == {"me"}
+
+
 def test_consumer_names_are_never_equal() -> None:
     assert consumer_name("ingress") != consumer_name("ingress")
     assert consumer_name("ingress").startswith("ingress-")

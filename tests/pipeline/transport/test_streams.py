@@ -148,6 +148,25 @@ async def test_a_client_that_reads_too_slowly_is_cancelled(url: str) -> None:
     assert replies.WAITER_BYTES < read < 2 * replies.WAITER_BYTES
 
 
+async def test_one_large_event_does_not_make_a_client_slow(url: str) -> None:
+    large = b"x" * (3 * replies.WAITER_BYTES)
+    async with connected_client(url, QUICK) as client, raw_link(url) as link:
+        waiter = await client.submit(job_for(client, stream=True), b"{}")
+        await _publish(link, client, Frame(waiter.id, "a", 0, b"0"), Frame(waiter.id, "a", 1, large))
+        with anyio.fail_after(5):
+            assert (await waiter.next()).data == b"0"
+            assert (await waiter.next()).data == large
+
+
+async def test_a_client_that_reads_at_once_is_not_slow_however_much_comes_at_once(url: str) -> None:
+    frames = [b"x" * 50_000] * (3 * replies.WAITER_BYTES // 50_000)
+    async with connected_client(url, QUICK) as client, raw_link(url) as link:
+        waiter = await client.submit(job_for(client, stream=True), b"{}")
+        await _publish(link, client, *(Frame(waiter.id, "a", seq, data) for seq, data in enumerate(frames)))
+        with anyio.fail_after(5):
+            assert [(await waiter.next()).data for _ in frames] == frames
+
+
 async def test_a_stage_that_sends_faster_than_redis_takes_is_slowed_down(url: str, monkeypatch) -> None:
     monkeypatch.setattr(writer, "CONGESTED_BYTES", 100_000)
     monkeypatch.setattr(replies, "WAITER_BYTES", 2**30)

@@ -209,3 +209,16 @@ def test_an_error_event_ends_a_response_stream(data: Any) -> None:
     assert reader.feed(event(data)) == b""
     assert reader.failure is not None
     assert reader.failure.message.endswith("m1")
+
+
+@pytest.mark.parametrize(
+    ("told", "counted"), [(-5, 0), (10**30, 2**53), (7, 7)], ids=["negative", "beyond all numbers", "sane"]
+)
+def test_a_host_that_counts_its_tokens_wrongly_has_still_answered(told: int, counted: int) -> None:
+    usage = {"prompt_tokens": told, "completion_tokens": told}
+    whole = json.dumps(completion(usage=usage)).encode()
+    assert provider.response(CHAT, whole, ENDPOINT).usage == (counted, counted)
+    reader = provider.stream(CHAT, ENDPOINT)
+    assert reader.feed(event(chunk(finish="stop", usage=usage)))
+    assert reader.close() == b"data: [DONE]\n\n"
+    assert reader.usage == (counted, counted)

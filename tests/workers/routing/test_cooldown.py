@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.settings import RouterSettings
-from workers.routing.cooldown import WINDOW, LocalCooldowns
+from workers.routing.cooldown import MAX_REST, WINDOW, LocalCooldowns
 
 
 class Clock:
@@ -63,3 +63,11 @@ def test_a_rest_is_never_shortened() -> None:
     clock.now += 1
     cooldowns.failed("a", at_once=True, seconds=1)
     assert cooldowns.rest("a") == 29
+
+
+def test_no_provider_sends_its_deployment_to_rest_for_ever() -> None:
+    cooldowns, clock = make()
+    cooldowns.failed("a", at_once=True, seconds=1e300)
+    assert cooldowns.rest("a") == MAX_REST
+    clock.now += MAX_REST
+    assert cooldowns.rest("a") == 0
