@@ -45,6 +45,7 @@ def dead() -> None:
     Exit codes: 0 ok, 1 there is no such dead letter, 2 wrong usage or configuration, 3 Redis cannot be reached.
     """
 
+
 @dead.command("list", short_help="List them, newest first.")
 @_where
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="At most so many.")

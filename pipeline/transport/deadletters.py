@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from pipeline.transport import keyspace
 from pipeline.transport.connection import Link
+
+_ID: Final = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
+"""What the server makes of an entry's id; it refuses a command with anything else, where we say: not there."""
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +39,7 @@ async def list_dead(url: str, limit: int = 100) -> tuple[DeadLetter, ...]:
 
 async def read_dead(url: str, entry: str) -> DeadLetter | None:
     """Return one dead letter, or None. Raises TransportUnavailable."""
-    found = await _read(url, ("XRANGE", keyspace.DEAD, entry, entry))
+    found = await _read(url, ("XRANGE", keyspace.DEAD, entry, entry)) if _ID.fullmatch(entry) else ()
     return found[0] if found else None
 
 
@@ -46,7 +50,8 @@ async def drop_dead(url: str, ids: Sequence[str] | None) -> int:
         if ids is None:
             count, _ = await link.call(("XLEN", keyspace.DEAD), ("UNLINK", keyspace.DEAD))
             return int(count)
-        return int(await link.run(("XDEL", keyspace.DEAD, *ids))) if ids else 0
+        known = [entry for entry in ids if _ID.fullmatch(entry)]
+        return int(await link.run(("XDEL", keyspace.DEAD, *known))) if known else 0
     finally:
         await link.close()
 

@@ -41,9 +41,31 @@ def test_dead_letters_are_listed_shown_and_dropped(
         assert json.loads(capsys.readouterr().out)["deliveries"] == 5
         assert run("status") == 1
         assert "dead letters  3   (promptmill dead list)" in capsys.readouterr().out
-        assert run("dead", "drop", ids[0], "9-9") == 1
+        assert run("dead", "show", "0-a") == 1
+        assert "there is no dead letter 0-a" in capsys.readouterr().err
+        assert run("dead", "drop", ids[0], "9-9", "x") == 1
         assert run("dead", "drop", "--all") == 0
         assert capsys.readouterr().out == "1 removed\n2 removed\n"
+
+
+@pytest.mark.parametrize("words", [("dead", "-c", "c.yaml", "list"), ("dead", "list", "-c", "c.yaml")])
+def test_a_configuration_may_be_named_before_the_sub_command_or_after_it(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    with start_server(tmp_path) as server:
+        Path("c.yaml").write_text(f"promptmill_settings: {{redis_url: {server.url}}}\n")
+        assert run(*words) == 0
+    assert "no dead letters" in capsys.readouterr().err
+
+
+def test_a_data_directory_may_be_named_after_the_sub_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    assert run("dead", "show", "1-1", "--data-dir", str(tmp_path / "mine")) == 2
+    assert "mine" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
