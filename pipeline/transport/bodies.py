@@ -46,7 +46,7 @@ class Bodies:
 
     async def take(self, reference: str) -> bytes | None:
         """Fetch a body that has one reader; it goes with the next one, or soon. Asks until Redis answers."""
-        gone, self._taken = self._taken, [reference]
+        gone, self._taken = [other for other in self._taken if other != reference], [reference]
         unlink: tuple[Command, ...] = (("UNLINK", *gone),) if gone else ()
         # Not GETDEL: when its answer is lost on the way, the body is lost with it.
         return await self.ask(*unlink, ("GETEX", reference, "PX", TAKEN_TTL_MS))

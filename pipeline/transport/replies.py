@@ -101,12 +101,15 @@ class Waiter:
                 raise self._error
             self._arrived = anyio.Event()
             await self._arrived.wait()
-        item = self._items.popleft()
+        item = self._items[0]
         if isinstance(item, Frame):
             self._unread -= len(item.data)
+            self._items.popleft()
             return item
         reply, body, reference = item
-        return Answer(reply, await self._take(reference) if reference else body)
+        answer = Answer(reply, await self._take(reference) if reference else body)
+        self._items.popleft()  # only now: whoever pings its client meanwhile cancels this wait, and asks again
+        return answer
 
     async def _take(self, reference: str) -> bytes:
         with anyio.move_on_after(BODY_WAIT):
