@@ -1,4 +1,4 @@
-"""Asks a process of its own what the callbacks are: user code never runs in the supervisor or the command line."""
+"""Asks processes of their own about callbacks and deployments: here run no user code and no code of the workers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pipeline import surroundings
 from pipeline.errors import ConfigurationError
 from pipeline.settings import Settings
 
-# run by name: pipeline imports neither side
-_COMMAND: Final = ("-P", "-m", "workers.prompts.describe", "--config")
+_CALLBACKS: Final = "workers.prompts.describe"
+_DEPLOYMENTS: Final = "workers.deployments"
 
 _TIMEOUT: Final = 60.0
 
@@ -25,14 +25,33 @@ async def describe(settings: Settings, environment: Mapping[str, str]) -> tuple[
     if not settings.callbacks:
         return ()
     own = surroundings.for_stages(("resolve",), settings, {**environment, **settings.environment})
-    command = [sys.executable, *_COMMAND, settings.source]
     with anyio.move_on_after(_TIMEOUT):
-        done = await anyio.run_process(command, check=False, env=own, stdin=subprocess.DEVNULL)
+        done = await _run(_CALLBACKS, settings, own)
         if done.returncode:
             said = done.stderr.decode(errors="replace").strip()
-            raise ConfigurationError(said or f"importing the callbacks ended with status {done.returncode}")
+            raise ConfigurationError(
+                said or f"importing the callbacks ended with status {done.returncode} and no word",
+                hint="" if said else "look for os._exit or a crash in native code in their files",
+            )
         return tuple(msgspec.json.decode(done.stdout.splitlines()[-1], type=list[dict[str, Any]]))
     raise ConfigurationError(
         f"importing the callbacks took longer than {_TIMEOUT:.0f} s",
         hint="move slow work out of the module, into the prompt manager's method",
     )
+
+
+async def unusable(settings: Settings, environment: Mapping[str, str]) -> Mapping[str, str]:
+    """Return why each deployment that cannot be used is disabled, by its id. Raises ConfigurationError."""
+    if not settings.deployments:
+        return {}
+    own = surroundings.for_stages(("dispatch",), settings, {**environment, **settings.environment})
+    done = await _run(_DEPLOYMENTS, settings, own)
+    if done.returncode:
+        raise ConfigurationError(done.stderr.decode(errors="replace").strip())
+    return msgspec.json.decode(done.stdout, type=dict[str, str])
+
+
+async def _run(module: str, settings: Settings, environment: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:
+    # run by name: pipeline imports neither side
+    command = [sys.executable, "-P", "-m", module, "--config", settings.source]
+    return await anyio.run_process(command, check=False, env=environment, stdin=subprocess.DEVNULL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
@@ -56,15 +57,17 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
     notices: tuple[Notice, ...]
 
 
-def report(settings: Settings, environment: Mapping[str, str]) -> CheckReport:
-    """Return what `settings` mean in a process with `environment`; no user code is imported."""
+def report(
+    settings: Settings, environment: Mapping[str, str], unusable: Mapping[str, str] = MappingProxyType({})
+) -> CheckReport:
+    """Return what `settings` mean with `environment`; `unusable` is why providers cannot serve a deployment, by id."""
     environment = {**environment, **settings.environment}
     return CheckReport(
         source=settings.source,
         directory=settings.directory,
         data_dir=settings.data_dir,
         digest=settings.digest,
-        models=_models(settings, environment),
+        models=_models(settings, environment, unusable),
         aliases=dict(settings.router.aliases),
         callbacks=tuple(CallbackReport(path=c.path, file=c.file, line=c.line) for c in settings.callbacks),
         keys=tuple(key.name for key in settings.keys),
@@ -82,7 +85,7 @@ def disabled(deployment: Deployment, environment: Mapping[str, str]) -> str:
     return f"the variable {' and '.join(names)} is not set; set it where promptmill starts" if names else ""
 
 
-def _models(settings: Settings, environment: Mapping[str, str]) -> tuple[ModelReport, ...]:
+def _models(settings: Settings, environment: Mapping[str, str], unusable: Mapping[str, str]) -> tuple[ModelReport, ...]:
     found: dict[str, list[DeploymentReport]] = {}
     for deployment in settings.deployments:
         found.setdefault(deployment.model_name, []).append(
@@ -90,7 +93,7 @@ def _models(settings: Settings, environment: Mapping[str, str]) -> tuple[ModelRe
                 id=deployment.id,
                 model=deployment.model,
                 line=deployment.line,
-                disabled=disabled(deployment, environment),
+                disabled=disabled(deployment, environment) or unusable.get(deployment.id, ""),
                 prompt_id=deployment.prompt_id,
             )
         )

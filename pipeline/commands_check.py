@@ -28,7 +28,7 @@ def check(config: str | None, data_dir: str | None, as_json: bool) -> int:
     Exit codes: 0 nothing to say, 1 findings, 2 it cannot be used.
     """
     settings = configuration.load(Path(config) if config else None, os.environ, data_dir=data_dir)
-    found = report(settings, os.environ)
+    found = report(settings, os.environ, anyio.run(callbacks.unusable, settings, os.environ))
     managers = anyio.run(callbacks.describe, settings, os.environ)
     procfile = choose(None, Path(settings.directory))
     findings = _findings(found, procfile.notice)

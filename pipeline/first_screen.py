@@ -29,6 +29,8 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     """The facts about each callback, as `workers.prompts.describe` reports them."""
     example: Mapping[str, Any]
     """Further fields of the request to try."""
+    unusable: Mapping[str, str] = {}
+    """Why providers cannot serve a deployment, by its id, as `workers.deployments` reports it."""
 
 
 def show(ready: Ready) -> None:
@@ -63,8 +65,9 @@ def lines(ready: Ready) -> list[tuple[str, str]]:
 
 def request(ready: Ready) -> dict[str, Any]:
     """Return the body of a first request: the first model that can be used, and `example`."""
-    usable = [d for d in ready.settings.deployments if not check.disabled(d, ready.environment)]
-    named = [d.model_name for d in usable or ready.settings.deployments if "*" not in d.model_name]
+    models = check.report(ready.settings, ready.environment, ready.unusable).models
+    usable = [model for model in models if not all(deployment.disabled for deployment in model.deployments)]
+    named = [model.name for model in usable or models if "*" not in model.name]
     return {
         "model": named[0] if named else "MODEL",
         "messages": [{"role": "user", "content": "hi"}],
@@ -95,7 +98,7 @@ def _key(keys: tuple[Key, ...]) -> str:
 
 def _models(ready: Ready) -> list[str]:
     found = []
-    for model in check.report(ready.settings, ready.environment).models:
+    for model in check.report(ready.settings, ready.environment, ready.unusable).models:
         reasons = [deployment.disabled for deployment in model.deployments if deployment.disabled]
         targets = ", ".join(dict.fromkeys(deployment.model for deployment in model.deployments))
         off = "disabled" if len(reasons) == len(model.deployments) else "partly disabled"

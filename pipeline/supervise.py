@@ -63,6 +63,7 @@ class Supervisor:
         self._redis_url = plan.redis_url or ""
         self._server: embedded.EmbeddedServer | None = None
         self._managers: tuple[Mapping[str, Any], ...] = ()
+        self._unusable: Mapping[str, str] = {}
         self._ready = False
         self._refused: PipelineError | None = None
         self._status = 0
@@ -96,6 +97,7 @@ class Supervisor:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._start_server, lifetimes)
                 tasks.start_soon(self._describe)
+                tasks.start_soon(self._judge)
         except* ConfigurationError as group:
             self._refuse(next(e for e in group.exceptions if isinstance(e, ConfigurationError)))
             await anyio.lowlevel.checkpoint()  # where the cancellation takes hold
@@ -164,6 +166,9 @@ class Supervisor:
 
     async def _describe(self) -> None:
         self._managers = await callbacks.describe(self._plan.settings, self._plan.environment)
+
+    async def _judge(self) -> None:
+        self._unusable = await callbacks.unusable(self._plan.settings, self._plan.environment)
 
     def _specs(self) -> list[Spec]:
         """Return every process to start, under its name and number."""
@@ -235,6 +240,7 @@ class Supervisor:
             redis=self._redis(),
             processes=plan.counts,
             managers=self._managers,
+            unusable=self._unusable,
             example=plan.example,
         )
 

@@ -152,6 +152,21 @@ def test_check_reports_findings_with_status_1(
     assert "sk-a-long" not in said + json.dumps(found)
 
 
+def test_check_knows_which_providers_there_are_and_their_own_variables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(
+        CONFIG
+        + "  - {model_name: typo, litellm_params: {model: opanai/x}}\n"
+        + "  - {model_name: own, litellm_params: {model: openai/x}}\n"
+    )
+    assert run("check", "-c", "config.yaml") == 1
+    said = capsys.readouterr().out
+    assert "config.yaml:5: typo -> opanai/x is disabled: there is no provider 'opanai'; start `model` with" in said
+    assert "config.yaml:6: own -> openai/x is disabled: the variable OPENAI_API_KEY is not set" in said
+    assert said.count("is disabled") == 2
+
+
 def test_check_ends_with_status_2_for_what_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.yaml").write_text(CONFIG + "litellm_settings: {callbacks: none.none}\n")
     assert run("check", "-c", "config.yaml") == 2

@@ -69,6 +69,13 @@ def test_it_says_which_models_are_disabled_and_tries_one_that_is_not() -> None:
     assert "add some under model_list" in text(ready(Settings()))
 
 
+def test_a_model_that_no_provider_serves_is_told_and_not_tried() -> None:
+    configured = settings(deployment("typo", "opanai/x"), deployment("good", "openai/x"))
+    said = text(ready(configured, unusable={"typo-opanai/x": "there is no provider 'opanai'"}))
+    assert "typo -> opanai/x   disabled: there is no provider 'opanai'" in said
+    assert '"model": "good"' in said
+
+
 def test_it_shows_managers_and_notices_with_their_places() -> None:
     managers = ({"path": "m.a", "kind": "A", "ignored": ["async_log"]}, {"path": "m.b", "kind": "B", "ignored": []})
     said = text(ready(KEYED, managers=managers))

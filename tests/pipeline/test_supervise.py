@@ -25,6 +25,7 @@ pytestmark = pytest.mark.anyio
 
 def plan(directory: Path, procfile: str, redis_url: str, **fields: Any) -> Plan:
     processes = parse(procfile, "F")
+    (directory / "config.yaml").write_text("model_list: []\n")
     return Plan(
         settings=settings(source=str(directory / "config.yaml"), data_dir=str(directory)),
         version="1.2.3",

@@ -61,6 +61,16 @@ class Calls:
             return Call(way.provider, way.endpoint, mocked)
         return Call(way.provider, way.endpoint, way.provider.request(operation, body, way.endpoint))
 
+    def disabled(self, deployment: Deployment) -> str:
+        """Return why no request can use `deployment` as things are, and the remedy; empty when one can."""
+        try:
+            way = self._find(_split(deployment)[0], deployment)
+        except InvalidRequest as error:
+            return f"{error.message}; correct its `model`"
+        if not isinstance(way, ModelDisabled):
+            return ""
+        return f"{way.message.partition(' is not usable: ')[2]}; {way.hint}"
+
     def _find(self, prefix: str, deployment: Deployment) -> _Way | ModelDisabled:
         defaults = as_fields({name: value for name, value in deployment.defaults.items() if name != "stream"})
         if deployment.mock_response is not None:
