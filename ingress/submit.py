@@ -9,7 +9,7 @@ from typing import Final
 from ingress.body import announced_size, read_body
 from ingress.exchange import Exchange
 from ingress.relay import relay
-from ingress.views import View, decode_prompt, decode_view, kind
+from ingress.views import MAX_NAME, View, decode_prompt, decode_view, kind
 from pipeline.catalog import Catalog, Group, allows
 from pipeline.errors import InvalidRequest, ModelNotFound, NotAllowed
 from pipeline.job import LIVE, Facts, Job, PromptRef
@@ -52,6 +52,8 @@ def make_job(exchange: Exchange, view: View, operation: str) -> Job:
     edge, key = exchange.edge, exchange.key
     assert key is not None
     name: str = exchange.scope["path_params"].get("model") or view.model or ""
+    if len(name) > MAX_NAME:  # in a body the view sees to that, but a path may hold one as well
+        raise InvalidRequest(f"a model's name has at most {MAX_NAME} characters", param="model")
     exchange.facts = Facts(model=name)
     group = edge.catalog.group(name) if name else None
     prompt = _prompt(exchange, view, group)
@@ -90,9 +92,9 @@ def _prompt(exchange: Exchange, view: View, group: Group | None) -> PromptRef | 
         return PromptRef(id=view.prompt_id, version=view.prompt_version, label=view.prompt_label)
     if found is not None and found.id is not None:
         return PromptRef(id=found.id, version=found.version, label=view.prompt_label, source="object")
-    if header := exchange.header(b"x-promptmill-prompt-id"):
-        version = exchange.header(b"x-promptmill-prompt-version") or None
-        label = exchange.header(b"x-promptmill-prompt-label") or None
+    if header := _named(exchange, "x-promptmill-prompt-id"):
+        version = _named(exchange, "x-promptmill-prompt-version") or None
+        label = _named(exchange, "x-promptmill-prompt-label") or None
         return PromptRef(id=header, version=version, label=label, source="header")
     if group is None or group.prompt_id is None:
         return None
@@ -138,6 +140,13 @@ def _seconds(exchange: Exchange, view: View) -> float:
     if not view.stream and (text := exchange.header(b"x-stainless-read-timeout")):
         named.append(_positive("x-stainless-read-timeout", text))
     return min(named)
+
+
+def _named(exchange: Exchange, name: str) -> str:
+    value = exchange.header(name.encode())
+    if len(value) > MAX_NAME:
+        raise InvalidRequest(f"header {name} has more than {MAX_NAME} characters", param=name)
+    return value
 
 
 def _positive(name: str, text: str) -> float:

@@ -10,8 +10,11 @@ import msgspec
 
 from pipeline.errors import InvalidRequest
 
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
-Text = Annotated[str, msgspec.Meta(max_length=512)]
+MAX_NAME: Final = 512
+"""Characters of a model's name, and of a prompt's id, version or label; log lines and response headers hold them."""
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
+Text = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
 Version = Text | Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1000)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]

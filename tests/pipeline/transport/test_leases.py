@@ -271,7 +271,8 @@ async def test_a_lost_group_ends_no_work(url: str) -> None:
         rival = Rival(link, "dispatch")
         await link.call(("XGROUP", "CREATE", rival.stream, keyspace.GROUP, "0", "MKSTREAM"))
         await rival.add(make_job(stages_left=("dispatch",)))
-        (held,) = await stream.fetch(4)
+        await wait_until(lambda: stream.fetch(4))
+        (held,) = stream.held
         await link.run(("XGROUP", "DESTROY", rival.stream, keyspace.GROUP))
         await stream.renew()
         assert held.end is None
@@ -283,7 +284,8 @@ async def test_a_byte_counter_that_is_none_has_nothing_written_twice(url: str) -
         rival = Rival(link, "dispatch")
         await link.call(("XGROUP", "CREATE", rival.stream, keyspace.GROUP, "0", "MKSTREAM"), ("SET", counter, "many"))
         await rival.add(make_job(stages_left=("dispatch",), reply_to="me"))
-        (held,) = await stream.fetch(4)
+        await wait_until(lambda: stream.fetch(4))
+        (held,) = stream.held
         stream._writer.settle(held, Done(b"told"))
         stream._writer.finish()
         with anyio.fail_after(5):

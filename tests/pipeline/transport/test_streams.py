@@ -156,6 +156,8 @@ async def test_one_large_event_does_not_make_a_client_slow(url: str) -> None:
         with anyio.fail_after(5):
             assert (await waiter.next()).data == b"0"
             assert (await waiter.next()).data == large
+            await _terminate(link, client, Reply(id=waiter.id, run="a", frames=2))
+            assert (await waiter.next()).reply.frames == 2
 
 
 async def test_a_client_that_reads_at_once_is_not_slow_however_much_comes_at_once(url: str) -> None:

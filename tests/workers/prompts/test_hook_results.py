@@ -190,6 +190,7 @@ async def test_chat_messages_of_a_manager_become_responses_items(tmp_path: Path)
         ("raise KeyboardInterrupt", "KeyboardInterrupt"),
         ("raise asyncio.CancelledError", "cancelled by its own code"),
         ("raise GeneratorExit", "GeneratorExit"),
+        (r"raise ValueError('half a pair: \ud800')", r"ValueError: half a pair: \ud800"),
         ("raise OSError('cannot reach postgres://me:secret@db/x with sk-abcdef123')", "postgres://***db/x with ***"),
     ],
 )
@@ -210,10 +211,11 @@ async def test_an_error_below_the_hook_is_told_at_the_innermost_place_in_the_use
     assert "(templates_of_hooks.py:3): raised JSONDecodeError" in message
 
 
-async def test_an_error_whose_words_cannot_be_had_is_told_by_its_class(tmp_path: Path) -> None:
-    source = sync_hook("""
+@pytest.mark.parametrize("error", ["RuntimeError", "SystemExit", "KeyboardInterrupt"])
+async def test_an_error_whose_words_cannot_be_had_is_told_by_its_class(tmp_path: Path, error: str) -> None:
+    source = sync_hook(f"""
         class Odd(Exception):
-            def __str__(self): raise RuntimeError
+            def __str__(self): raise {error}
         raise Odd
     """)
     assert failed(await resolve(configured(tmp_path, source)), PromptManagerError).endswith("raised Odd")
