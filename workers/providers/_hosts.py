@@ -27,6 +27,8 @@ class Host(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: str = ""
     """The variable its key comes from; empty: it knows no keys."""
     key_required: bool = True
+    path: str = ""
+    """Where the API is on an `api_base` that is a bare address; empty: there."""
 
 
 def read_hosts() -> dict[str, Host]:
@@ -88,4 +90,4 @@ def _base(prefix: str, host: Host, deployment: Deployment) -> str:
             f"model {deployment.model_name!r} is not usable: its `api_base` is not an HTTP address",
             hint="write it as https://host/v1, without a query",
         )
-    return base
+    return base + host.path if not parts.path else base

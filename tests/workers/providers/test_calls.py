@@ -76,6 +76,21 @@ def test_hosts_without_keys_and_with_optional_keys_need_none() -> None:
     assert vllm.url == "http://vllm:8000/v1/chat/completions"
 
 
+@pytest.mark.parametrize(
+    ("model", "base", "url"),
+    [
+        ("ollama/llama3", None, "http://127.0.0.1:11434/v1/chat/completions"),
+        ("ollama/llama3", "http://gpu:11434", "http://gpu:11434/v1/chat/completions"),
+        ("ollama/llama3", "http://gpu:11434/", "http://gpu:11434/v1/chat/completions"),
+        ("ollama/llama3", "http://gpu:11434/v1", "http://gpu:11434/v1/chat/completions"),
+        ("ollama/llama3", "http://gpu/ollama/v1", "http://gpu/ollama/v1/chat/completions"),
+        ("openai/x", "http://gpu:8000", "http://gpu:8000/chat/completions"),
+    ],
+)
+def test_ollamas_bare_address_as_litellm_has_it_leads_to_its_api(model: str, base: str | None, url: str) -> None:
+    assert sent(prepare(model, api_base=base)).url == url
+
+
 def test_an_operators_headers_are_sent_and_replace_ours() -> None:
     headers = sent(prepare(headers={"X-Team": "a", "authorization": "Token t"}, organization="org-1")).headers
     assert headers["X-Team"] == "a"
