@@ -120,7 +120,8 @@ class ResolveStage:
 
 
 def _since(began: float) -> float:
-    return (perf_counter() - began) * 1000
+    """Return milliseconds with no more digits than mean something, for they are logged."""
+    return round((perf_counter() - began) * 1000, 3)
 
 
 @asynccontextmanager
