@@ -29,9 +29,36 @@ COMPLETE: Final = "promptmill.complete"
 """Set in the scope once the whole body has arrived: reading it needs no clock."""
 
 LEAVING: Final = "promptmill.leaving"
-"""In the scope of our own server: what to call when the client leaves. Others are watched by a task, for 60 µs more."""
+"""In the scope of our own server: a `Leaving`. The clients of others are watched by a task, for 60 µs more."""
 
 log = logs.logger("ingress")
+
+
+class Leaving:
+    """Tells those who wait for an answer in vain that a connection's client left."""
+
+    __slots__ = ("_left", "_listeners")
+
+    def __init__(self) -> None:
+        self._left = False
+        self._listeners: set[Callable[[], None]] = set()
+
+    def add(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when the client leaves; at once if it did while its job was on its way into Redis."""
+        if self._left:
+            listener()
+        else:
+            self._listeners.add(listener)
+
+    def discard(self, listener: Callable[[], None]) -> None:
+        """Forget `listener`: its answer is sent."""
+        self._listeners.discard(listener)
+
+    def tell(self) -> None:
+        """The client left."""
+        self._left = True
+        for listener in tuple(self._listeners):
+            listener()
 
 
 class Exchange:

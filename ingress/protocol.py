@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ingress.corked import CorkedTransport
 from ingress.errors import error_body
-from ingress.exchange import COMPLETE, LEAVING
+from ingress.exchange import COMPLETE, LEAVING, Leaving
 from pipeline.errors import InvalidRequest
 from pipeline.job import new_id
 
 HEAD_SECONDS: Final = 30.0
 """Seconds a client has for its request line and headers; on a new connection they begin at once."""
+
+FIRST_WORDS: Final = 1.0
+"""Seconds a connection that has just come is given for its request when the drain begins: it is on its way."""
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_HEADERS: Final = 256
@@ -29,14 +31,14 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_made(CorkedTransport(transport, self.loop))
         self._in_head = True
         self._received = self._head_bytes = 0
-        self._leaving: set[Callable[[], None]] = set()
+        self._leaving = Leaving()
+        self._begun = self._last_request = False
         self._timer: asyncio.TimerHandle | None = self.loop.call_later(HEAD_SECONDS, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock, and tell those who wait for an answer in vain."""
         self._stop_timer()
-        for leave in tuple(self._leaving):
-            leave()
+        self._leaving.tell()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -67,8 +69,11 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._head_bytes > MAX_HEAD_BYTES and self._head_size() > MAX_HEAD_BYTES:
             raise ValueError("headers too large")
         self._in_head = False
+        self._begun = True
         self.scope[LEAVING] = self._leaving  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
+        if self._last_request:
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         """The body is complete. Its last bytes may have paused reading, and who does not read hears nobody leave."""
@@ -76,6 +81,14 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
         if not self.pipeline:  # a client that sends on before its answer came waits where it is
             self.flow.resume_reading()
+
+    def shutdown(self) -> None:
+        """Begin the drain: finish what is under way, and do not cut off who is about to send a first request."""
+        if not (self._begun or self._last_request):
+            self._last_request = True
+            self.loop.call_later(FIRST_WORDS, self.shutdown)
+        else:
+            super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be parsed, in the shape of every other error."""

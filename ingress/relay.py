@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -10,7 +9,7 @@ import msgspec
 from starlette.types import Receive
 
 from ingress.errors import error_event
-from ingress.exchange import JSON, LEAVING, Exchange, header_value
+from ingress.exchange import JSON, LEAVING, Exchange, Leaving, header_value
 from pipeline import logs
 from pipeline.errors import Cancelled, DeadlineExceeded, PipelineError
 from pipeline.job import Facts, Frame, Job
@@ -36,7 +35,7 @@ log = logs.logger("ingress")
 async def relay(exchange: Exchange, waiter: Waiter, job: Job) -> None:
     """Send the job's reply as the response; a client that leaves cancels the job."""
     leave = waiter.cancel
-    leaving: set[Callable[[], None]] | None = exchange.scope.get(LEAVING)
+    leaving: Leaving | None = exchange.scope.get(LEAVING)
     if leaving is not None:
         leaving.add(leave)
     else:

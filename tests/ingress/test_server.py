@@ -46,6 +46,30 @@ def limits(**fields: Any) -> Any:
     return make_settings(ingress=IngressSettings(**fields))
 
 
+class SlowTransport(FakeTransport):
+    """Its admissions wait until the test lets them through."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda *_: [])
+        self.asked, self.open = anyio.Event(), anyio.Event()
+
+    async def submit(self, job: Any, body: bytes) -> Any:
+        self.asked.set()
+        await self.open.wait()
+        return await super().submit(job, body)
+
+
+async def test_a_client_that_left_while_its_job_was_admitted_is_not_waited_for() -> None:
+    transport = SlowTransport()
+    async with serving(transport) as served:
+        async with await served.connect() as client:
+            await client.send(request_bytes(BODY))
+            await transport.asked.wait()
+        await wait_until(lambda: not served.server.server_state.connections)
+        transport.open.set()
+        await wait_until(lambda: transport.waiters and transport.waiters[0].cancelled)
+
+
 async def test_one_connection_serves_many_requests() -> None:
     transport = FakeTransport()
     async with serving(transport) as served, await served.connect() as client:
@@ -256,6 +280,26 @@ async def test_a_drain_finishes_what_is_held() -> None:
             response = await read_all(client)
         assert response.startswith(b"HTTP/1.1 200")
         assert b"connection: close" in response
+
+
+async def test_a_connection_that_came_just_before_the_drain_is_still_served() -> None:
+    async with serving(FakeTransport()) as served, await served.connect() as client:
+        await wait_until(lambda: served.server.server_state.connections)
+        served.server.handle_exit(signal.SIGTERM, None)
+        await wait_until(lambda: not served.server.servers[0].is_serving())
+        await client.send(request_bytes(BODY))
+        with anyio.fail_after(5):
+            response = await read_all(client)
+    assert response.startswith(b"HTTP/1.1 200")
+
+
+async def test_a_connection_that_stays_silent_does_not_hold_up_the_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "FIRST_WORDS", 0.05)
+    async with serving(FakeTransport()) as served, await served.connect() as client:
+        await wait_until(lambda: served.server.server_state.connections)
+        served.server.handle_exit(signal.SIGTERM, None)
+        with anyio.fail_after(0.9):  # less than the drain may last
+            assert await read_all(client) == b""
 
 
 async def test_what_outlasts_the_drain_gets_a_503_and_is_cancelled() -> None:
