@@ -34,6 +34,9 @@ UPSTREAM_TAKES = 0.7
 RECOVERY = 10.0
 """Seconds in which the requests of a dead worker must be answered, beside the provider's own time."""
 
+LATE = 1.0
+"""Seconds by which a busy provider may notice a call after it was made."""
+
 SHORT_HOOK = "import time\n" + MANAGER.replace("        return", "        time.sleep(0.1)\n        return")
 
 
@@ -141,7 +144,7 @@ async def test_every_client_is_answered_whatever_process_is_killed(
     again = {name for name, count in calls.items() if count > 1}
     first = {asked(received): received.time for received in reversed(upstream.requests)}
     assert max(calls.values()) <= 2
-    assert all(first[name] < killed + 0.2 and crowd.answers[name].at > killed for name in again)
+    assert all(first[name] < killed + LATE and crowd.answers[name].at > killed for name in again)
     assert part == "dispatch" or not again
     assert claimed(gateway, part) or part == "server", "the process held nothing when it was killed"
     await the_process_is_back(gateway, directory, part, before)
