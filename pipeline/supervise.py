@@ -83,7 +83,11 @@ class Supervisor:
             async with anyio.create_task_group() as lifetimes:
                 lifetimes.start_soon(self._heed, signals)
                 with self._serving:
-                    await self._serve(lifetimes)
+                    try:
+                        await self._serve(lifetimes)
+                    except ConfigurationError as error:  # a task group would let it out as a group
+                        self._refuse(error)
+                        await anyio.lowlevel.checkpoint()  # where the cancellation takes hold
                 await self._drain()
                 lifetimes.cancel_scope.cancel()
 

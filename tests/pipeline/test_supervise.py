@@ -15,6 +15,7 @@ from fakes.servers import start_server
 from fakes.waiting import wait_until
 
 from pipeline import lockfile, readiness, supervise
+from pipeline.errors import ConfigurationError
 from pipeline.first_screen import Ready
 from pipeline.listener import address_for_clients, listen
 from pipeline.procfile import parse, scales
@@ -74,6 +75,12 @@ async def test_a_start_that_takes_long_says_what_is_missing_and_can_be_stopped(
         tasks.start_soon(run, decided, tmp_path)
         await wait_until(waiting)
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def test_an_address_of_redis_that_cannot_be_one_ends_the_start_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="REDIS_URL cannot be used"):
+        await run(plan(tmp_path, "other: sleep 60\n", "garbage"), tmp_path)
+    assert not (tmp_path / lockfile.NAME).exists()
 
 
 async def test_processes_that_do_not_register_are_named(tmp_path: Path) -> None:
