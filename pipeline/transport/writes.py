@@ -82,6 +82,8 @@ class Group:
             source.entry,
             source.size,
             self.keys[source.reference] if source.reference else 0,
+            # Only a redelivery asks for the mark, and there is none after this.
+            self.keys[keyspace.streamed(delivery.job.id)] if delivery.frames or delivery.number > 1 else 0,
             *self._effect(delivery, effect, now),
         )
 

@@ -6,7 +6,7 @@
 -- ARGV  1 consumer, then writes one after another, each after the count of its arguments; K is an index into KEYS:
 --   F K data                                      frames for a reply stream
 --   O K id  K ttl  K data                         first frame: stream, entry; streamed mark, its ttl; reply stream
---   S K K id size K|0 <effect>                    settle: stream, byte counter, entry, body to unlink
+--   S K K id size K|0 K|0 <effect>                settle: stream, byte counter, entry, body and streamed mark to unlink
 --   U K ttl header kind body                      a reply without a fence (the group was lost)
 -- effects
 --   N                                             nothing
@@ -79,7 +79,7 @@ local writes = {
     local stream, id = key(at), ARGV[at + 2]
     local owner = owned(stream, id)
     if owner ~= 1 then return owner end
-    effects[ARGV[at + 5]](at + 6)
+    effects[ARGV[at + 6]](at + 7)
     local ids = settled[stream]
     if not ids then
       ids = {counter = key(at + 1)}
@@ -88,6 +88,7 @@ local writes = {
     ids[#ids + 1] = id
     grow(ids.counter, -tonumber(ARGV[at + 3]))
     unlinked[#unlinked + 1] = key(at + 4)
+    unlinked[#unlinked + 1] = key(at + 5)
     return 1
   end,
   U = function(at)

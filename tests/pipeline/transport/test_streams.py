@@ -102,13 +102,17 @@ async def test_a_redelivered_stream_that_sent_bytes_is_never_run_again(url: str)
         async with running_worker(url, QUICK, spec("dispatch", dispatch)):
             with anyio.fail_after(5):
                 answer = await waiter.next()
+        assert await link.run(("EXISTS", keyspace.streamed(waiter.id))) == 0
     assert answer.reply.error.code == "worker_lost"
     assert dispatch.seen == []
 
 
-async def test_a_redelivered_stream_that_sent_nothing_runs(url: str) -> None:
+async def test_a_redelivered_stream_that_sent_nothing_runs_and_its_mark_goes_with_its_end(url: str) -> None:
+    end = anyio.Event()
+
     async def stream(delivery):
         await delivery.send(b"data")
+        await end.wait()
         return Done()
 
     async with connected_client(url, QUICK) as client, raw_link(url) as link:
@@ -118,8 +122,10 @@ async def test_a_redelivered_stream_that_sent_nothing_runs(url: str) -> None:
         async with running_worker(url, QUICK, spec("dispatch", ScriptedStage(stream))):
             with anyio.fail_after(5):
                 assert (await waiter.next()).data == b"data"
+                assert 0 < await link.run(("PTTL", keyspace.streamed(waiter.id))) <= 30_000
+                end.set()
                 assert (await waiter.next()).reply.frames == 1
-        assert 0 < await link.run(("PTTL", keyspace.streamed(waiter.id))) <= 30_000
+        assert await link.run(("EXISTS", keyspace.streamed(waiter.id))) == 0
 
 
 async def test_a_client_that_reads_too_slowly_is_cancelled(url: str) -> None:
