@@ -54,6 +54,7 @@ def read_models(top: Section) -> Models:
         deployments.append(deployment)
         fingerprints.append(fingerprint)
     _agree(entries)
+    _weigh(entries)
     if not deployments:
         top.notice("model_list", "no models; add entries with `model_name` and `litellm_params`")
     return Models(tuple(deployments), tuple(fingerprints))
@@ -197,6 +198,15 @@ def _agree(entries: Iterable[tuple[Deployment, Section]]) -> None:
                     f"differs from the entry of the same model {deployment.model_name!r} at {other}; "
                     "give both the same, or different model names",
                 )
+
+
+def _weigh(entries: Iterable[tuple[Deployment, Section]]) -> None:
+    """Tell of entries that never get a call: once one of a group has a weight, those without count as 0."""
+    entries = tuple(entries)
+    weighted = {deployment.model_name for deployment, _ in entries if deployment.weight is not None}
+    for deployment, params in entries:
+        if deployment.weight is None and deployment.model_name in weighted:
+            params.notice("weight", "missing, while others of the group have one: this entry gets no calls")
 
 
 def _fingerprint(entry: Section, params: Section) -> Any:

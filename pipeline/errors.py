@@ -205,6 +205,8 @@ class UpstreamError(PipelineError):
     code = "upstream_error"
     retryable = True
     should_retry = False
+    same_again: ClassVar[bool] = True
+    """Whether the same deployment may do better next time, too."""
 
     def __init__(
         self,
@@ -257,6 +259,7 @@ class UpstreamAuthFailed(UpstreamError):
     """The provider refused the deployment's key. It is the operator's, so the client's own key is not to blame."""
 
     code = "upstream_auth_failed"
+    same_again = False
 
 
 class UpstreamTimeout(UpstreamError):
@@ -270,6 +273,7 @@ class UpstreamGarbled(UpstreamError):
     """The provider's answer is not what its dialect promises: not JSON, an error under 200, a cut stream."""
 
     code = "upstream_garbled"
+    same_again = False  # it may have been paid for
 
 
 class ModelDisabled(UpstreamError):

@@ -353,3 +353,11 @@ def test_a_limit_nobody_enforces_is_told(files):
     (notice,) = files.load(text).notices
     assert "max_parallel_requests" in notice.message
     assert "has no effect here yet" in notice.message
+
+
+def test_an_entry_that_never_gets_a_call_is_told(files):
+    entry = "  - model_name: m\n    litellm_params: {model: openai/%s%s}\n"
+    text = "model_list:\n" + entry % ("a", "") + entry % ("b", ", weight: 3")
+    (notice,) = files.load(text).notices
+    assert "gets no calls" in notice.message
+    assert files.load("model_list:\n" + entry % ("a", "") + entry % ("b", "")).notices == ()

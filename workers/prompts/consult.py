@@ -9,7 +9,7 @@ import re
 import time
 from typing import Any, Final
 
-from pipeline import metrics
+from pipeline import logs, metrics
 from pipeline.errors import PipelineError, PromptManagerError, PromptNotFound, PromptTimeout
 from workers.prompts import places
 from workers.prompts.calls import Overran
@@ -18,6 +18,8 @@ from workers.prompts.loading import Managers
 from workers.prompts.managers import Manager
 from workers.prompts.request import HookRequest
 from workers.prompts.results import HookResult, read_result
+
+_log = logs.logger("prompts")
 
 _LONGEST: Final = 300
 _CREDENTIALS: Final = re.compile(r"(://)[^/@\s]+@|\b(?:sk|pk)-[\w-]{6,}")
@@ -100,7 +102,10 @@ def _failure(manager: Manager, error: BaseException) -> PipelineError:
     place = places.in_directory(places.of_error(error), manager.directory)
     if isinstance(error, asyncio.CancelledError):
         text = "was cancelled by its own code"
-    return PromptManagerError(f"prompt manager {manager.path} ({place or _where(manager)}): {text}")
+    where = place or _where(manager)
+    # Not its words: they may quote a prompt, and the client gets them.
+    _log.warning("prompt manager failed", manager=manager.path, place=where, error=type(error).__name__)
+    return PromptManagerError(f"prompt manager {manager.path} ({where}): {text}")
 
 
 def _words(error: BaseException) -> str:

@@ -101,6 +101,8 @@ class Router:
                     raise
                 failed = deployment
                 deployment, attempt, wait = self._next(group, call, tried)
+                if not error.same_again and deployment.id in tried:
+                    raise
                 wait = self._pause(error, wait, failures, another=deployment.id not in tried, same=deployment is failed)
                 if wait + _NOTHING_LEFT >= call.remaining:
                     raise

@@ -16,6 +16,7 @@ from pipeline.errors import (
     InvalidRequest,
     ModelDisabled,
     PipelineError,
+    UpstreamAuthFailed,
     UpstreamError,
     UpstreamGarbled,
     UpstreamOverloaded,
@@ -168,6 +169,18 @@ async def test_nothing_is_retried_once_bytes_went_to_the_client() -> None:
     with pytest.raises(UpstreamGarbled):
         await router_for(call).run(group("a", "b"), call)
     assert len(call.attempts) == 1
+
+
+@pytest.mark.parametrize("error", [UpstreamGarbled("paid for"), UpstreamAuthFailed("wrong key")])
+async def test_what_the_same_deployment_would_do_again_goes_to_another_or_ends(error: UpstreamError) -> None:
+    alone = ScriptedCall(error)
+    with pytest.raises(type(error)):
+        await router_for(alone).run(group("a"), alone)
+    assert len(alone.attempts) == 1
+    both = ScriptedCall(error, error)
+    with pytest.raises(type(error)):
+        await router_for(both).run(group("a", "b"), both)
+    assert sorted(both.used) == ["a", "b"]
 
 
 async def test_retry_after_is_waited_for() -> None:
