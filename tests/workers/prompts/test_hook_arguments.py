@@ -132,7 +132,7 @@ FORMS = {
         def render(prefix, model, messages, prompt_id):
             return model, messages + [MARK], None
         class M(CustomPromptManagement):
-            get_chat_completion_prompt = functools.partial(render, "x")
+            get_chat_completion_prompt = staticmethod(functools.partial(render, "x"))
         manager = M()""",
     "a function set on the instance": """
         manager = CustomPromptManagement()

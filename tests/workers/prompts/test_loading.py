@@ -297,6 +297,7 @@ def test_a_callback_that_cannot_be_used_is_status_2_and_a_message(tmp_path: Path
 
 
 def test_a_manager_without_source_is_told_by_its_class(tmp_path: Path) -> None:
-    source = "import functools\nM = type('M', (), {'get_chat_completion_prompt': functools.partial(print)})\n"
+    hook = "staticmethod(functools.partial(print))"
+    source = f"import functools\nM = type('M', (), {{'get_chat_completion_prompt': {hook}}})\n"
     found = load_managers(configured(tmp_path, source + "M.__module__ = 'nowhere'\nmanager = M()\n")).all[0]
     assert (found.kind, found.file, found.line) == ("M", "", 0)

@@ -70,7 +70,7 @@ def test_an_answer_passes_untouched_and_its_tokens_are_read(operation: str, body
         (b'{"error": {"message": "no hush-hush for you"}}', r"with an error: no \[redacted\] for you"),
         (b'{"error": "overloaded", "usage": {"prompt_tokens": "x"}}', "with an error: overloaded"),
         (b'{"error": {}}', "gave no reason"),
-        (b'{"pad": ' + b"[" * 5000 + b"]" * 5000 + b"}", "not a JSON object"),
+        (b'{"pad": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "not a JSON object"),
     ],
 )
 def test_a_200_that_is_no_answer_is_garbled(body: bytes, said: str) -> None:
