@@ -37,7 +37,7 @@ def test_paths_are_written_without_v1_and_endpoints_are_asgi(route: Route) -> No
     assert route.app is route.endpoint, "a function would be wrapped into Starlette's Request and Response"
 
 
-@pytest.mark.parametrize(("path", "method"), [case for case in CASES if case[0] not in OPEN_PATHS])
+@pytest.mark.parametrize(("path", "method"), [case for case in CASES if case.values[0] not in OPEN_PATHS])
 async def test_a_key_is_asked_for(path: str, method: str) -> None:
     async with calling(FakeTransport(), LOCKED) as client:
         response = await client.request(method, path, content=b"{}")
