@@ -166,6 +166,8 @@ def terminal(delivery: HeldDelivery, effect: Effect) -> tuple[Reply, bytes]:
             error = failure.fields(delivery.source.stage)
         case _:
             raise AssertionError(f"{type(effect).__name__} is not a reply")
+    if error is not None and job.prompt is not None and not facts.prompt_id:
+        facts = msgspec.structs.replace(facts, prompt_id=job.prompt.id)  # its stage did not come to say so
     reply = Reply(
         id=job.id,
         run=delivery.run,

@@ -23,7 +23,7 @@ from fakes.pipelines import (
 from fakes.waiting import wait_until
 
 from pipeline.errors import DeadlineExceeded, InvalidRequest
-from pipeline.job import BATCH, Facts, encode
+from pipeline.job import BATCH, Facts, PromptRef, encode
 from pipeline.stage import Defer, Done, Fail, Forward
 from pipeline.transport import keyspace
 from pipeline.transport.deadletters import drop_dead, list_dead, read_dead
@@ -49,13 +49,15 @@ async def test_a_poison_job_becomes_a_dead_letter_and_its_client_gets_an_error(u
     dispatch = ScriptedStage(echo)
     async with connected_client(url, QUICK) as client, raw_link(url) as link:
         rival = Rival(link, "dispatch")
-        waiter = await client.submit(job_for(client, stages_left=("dispatch",), model="m"), b"secret")
+        job = job_for(client, stages_left=("dispatch",), model="m", prompt=PromptRef(id="greet"))
+        waiter = await client.submit(job, b"secret")
         (entry,) = await rival.fetch()
         await rival.age(entry, number=3)
         async with running_worker(url, QUICK, spec("dispatch", dispatch)):
             with anyio.fail_after(5):
                 answer = await waiter.next()
         assert "took its process down" in answer.reply.error.message
+        assert answer.reply.facts.prompt_id == "greet"
         assert dispatch.seen == []
         assert await link.run(("XLEN", rival.stream)) == 0
     (letter,) = await list_dead(url)
