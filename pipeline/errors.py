@@ -362,20 +362,3 @@ class ConfigurationError(PipelineError):
     """The configuration cannot be used; the message says file, line, value and remedy."""
 
     code = "configuration_error"
-
-
-def from_fields(fields: ErrorFields) -> PipelineError:
-    """Return an error that carries `fields` as they are, for a side that only passes them on."""
-    return RemoteError(fields)
-
-
-class RemoteError(PipelineError):
-    """An error another process described."""
-
-    def __init__(self, wire: ErrorFields) -> None:
-        super().__init__(wire.message, hint=wire.hint, param=wire.param, retry_after=wire.retry_after, stage=wire.stage)
-        self._wire = wire
-
-    def fields(self, stage: str = "") -> ErrorFields:
-        """Return the fields as they came."""
-        return self._wire

@@ -41,7 +41,7 @@ class _Waiting:
     def __init__(self, job: Job, body: bytes) -> None:
         self.job = job
         self.body = body
-        self.done = asyncio.Event()  # one a job: asyncio's own costs a third
+        self.done = asyncio.Event()  # one a job, and anyio's costs 2 µs more
         self.entry = ""
         self.batch = 0
         self.error: PipelineError | None = None

@@ -96,18 +96,16 @@ class HeldDelivery:
         """
         Let `stop` and the deadline take hold of the calling task, until `finish`.
 
-        Not a cancel scope: with its timer that is 11 µs a delivery, and this is 3.
+        Not a cancel scope: with its timer that is 8 µs a delivery, and this is 2.5.
         """
         self._task = asyncio.current_task()
         self._timer = asyncio.get_running_loop().call_later(self.remaining, self.stop, End.EXPIRED)
 
     def finish(self) -> None:
-        """Let go of the task, and take back its cancellation if `stop` had cancelled it."""
-        task, self._task = self._task, None
+        """Let go of the task: nothing cancels it any more."""
+        self._task = None
         if self._timer is not None:
             self._timer.cancel()
-        if self.end is not None and task is not None:
-            task.uncancel()
 
     def stop(self, why: End) -> None:
         """Cancel the work; the first reason stands."""

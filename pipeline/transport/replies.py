@@ -100,7 +100,7 @@ class Waiter:
         while not self._items:
             if self._error is not None:
                 raise self._error
-            self._arrived = asyncio.Event()  # asyncio's own: one a frame, at a third of the price
+            self._arrived = asyncio.Event()  # one a frame, and anyio's costs 2 µs more
             await self._arrived.wait()
         item = self._items[0]
         if isinstance(item, Frame):
