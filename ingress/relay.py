@@ -10,7 +10,7 @@ from starlette.types import Receive
 
 from ingress.errors import error_event
 from ingress.exchange import JSON, LEAVING, Exchange, Leaving, header_value
-from pipeline import logs
+from pipeline import failpoints, logs
 from pipeline.errors import Cancelled, DeadlineExceeded, PipelineError
 from pipeline.job import Facts, Frame, Job
 
@@ -118,6 +118,8 @@ async def _stream(exchange: Exchange, waiter: Waiter, job: Job, frame: Frame) ->
         while isinstance(item, Frame):
             data = item.data
             await _send(exchange, data)
+            if failpoints.ARMED:
+                await failpoints.reach("ingress.mid_stream")
             item = await waiter.next()
         await _end(exchange, item, job, ended=data.endswith(b"\n\n"))
     if scope.cancelled_caught:  # without its end the server cuts the connection: nothing else would be read either

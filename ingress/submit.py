@@ -10,6 +10,7 @@ from ingress.body import announced_size, read_body
 from ingress.exchange import Exchange
 from ingress.relay import relay
 from ingress.views import MAX_NAME, View, decode_prompt, decode_view, kind
+from pipeline import failpoints
 from pipeline.catalog import Catalog, Group, allows
 from pipeline.errors import InvalidRequest, ModelNotFound, NotAllowed
 from pipeline.job import LIVE, Facts, Job, PromptRef
@@ -38,7 +39,11 @@ async def submit(exchange: Exchange, operation: str) -> None:
         body = await read_body(exchange)
         try:
             job = make_job(exchange, decode_view(body), operation)
+            if failpoints.ARMED:
+                await failpoints.reach("ingress.before_admit")
             waiter = await edge.transport.submit(job, body)
+            if failpoints.ARMED:
+                await failpoints.reach("ingress.after_admit")
         finally:
             edge.permits.release(len(body))
             del body  # from here on it is the transport's: a long answer must not pin its question

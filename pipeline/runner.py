@@ -10,7 +10,7 @@ from typing import Final
 
 import anyio
 
-from pipeline import logs, metrics
+from pipeline import failpoints, logs, metrics
 from pipeline.catalog import Catalog
 from pipeline.errors import (
     DeadlineExceeded,
@@ -113,6 +113,8 @@ class StageRunner:
                 continue
             # A slot first, a job second: never hold what we cannot run. The read is never cancelled, only short.
             deliveries = await self._stream.fetch(self._slots.free)
+            if failpoints.ARMED and deliveries:
+                await failpoints.reach(f"{self._spec.name}.after_read")
             if stop and deliveries:  # asked to stop while they came: others can have them at once
                 await self._hand_back(deliveries)
                 return

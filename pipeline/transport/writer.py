@@ -9,7 +9,7 @@ from typing import Final
 import anyio
 from redis.exceptions import OutOfMemoryError
 
-from pipeline import logs, metrics
+from pipeline import failpoints, logs, metrics
 from pipeline.errors import InternalError, TransportError
 from pipeline.job import Frame
 from pipeline.stage import Done, Fail
@@ -132,7 +132,11 @@ class Writer:
             settled.append(_add_settlement(group, *self._settlements.popleft(), now))
         if self._settlements:
             self._urgent.set()
+        if failpoints.ARMED:
+            await _reach("before_settle", settled)
         answers, resent = await self._send(group)
+        if failpoints.ARMED:
+            await _reach("after_settle_sent", settled)
         marks = iter(answers)
         for delivery, _ in firsts:
             _heard([delivery], next(marks))
@@ -201,6 +205,11 @@ def _add_settlement(group: Group, delivery: HeldDelivery, effect: Effect, now: i
         effect = Dead(failure, f"bug: {type(error).__name__}")
         group.settle(delivery, effect, now)
     return delivery, effect
+
+
+async def _reach(point: str, settled: list[tuple[HeldDelivery, Effect]]) -> None:
+    for stage in sorted({delivery.source.stage for delivery, _ in settled}):
+        await failpoints.reach(f"{stage}.{point}")
 
 
 def _heard(deliveries: list[HeldDelivery], answer: int | bytes) -> None:

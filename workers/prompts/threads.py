@@ -9,6 +9,7 @@ from collections import deque
 from time import monotonic
 from typing import Final
 
+from pipeline import failpoints
 from workers.prompts.calls import Call, Returns
 from workers.prompts.places import Stack, of_frame
 
@@ -138,6 +139,8 @@ class Threads:
         while (call := self._next(worker)) is not None:
             run, value, error = call.run, None, None
             try:
+                if failpoints.ARMED:
+                    failpoints.reach_on_thread("resolve.mid_hook")
                 value = call.work()
             except BaseException as raised:  # noqa: BLE001 - whatever user code raises goes to the waiter
                 error = raised

@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from pipeline import failpoints
 from pipeline.errors import ModelDisabled, UpstreamError, UpstreamTimeout
 from pipeline.settings import DispatchSettings
 from workers.providers._coding import decoded, decoder
@@ -126,6 +127,8 @@ class Sender:
         try:
             connection = await way.send(request.body, exchange, timeout)
             try:
+                if failpoints.ARMED:
+                    await failpoints.reach("dispatch.mid_provider")
                 body = await exchange.whole(until)
             finally:
                 way.route.give_back(connection)
@@ -153,6 +156,8 @@ class Sender:
         try:
             try:
                 connection = await way.send(request.body, exchange, min(between, total))
+                if failpoints.ARMED:
+                    await failpoints.reach("dispatch.mid_provider")
                 await exchange.head(until)
             except TimeoutError:
                 raise (_silent(between) if between < total else _late(total)) from None

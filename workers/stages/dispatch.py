@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from pipeline import metrics
+from pipeline import failpoints, metrics
 from pipeline.catalog import Catalog, Group, allows
 from pipeline.errors import (
     ConfigMismatch,
@@ -134,6 +134,8 @@ class _JobCall:
         self._deployment = deployment.id
         self._began = time.perf_counter()
         try:
+            if failpoints.ARMED:
+                await failpoints.reach("dispatch.before_provider")
             if isinstance(call.request, LocalAnswer):
                 return await self._answer_locally(call.request)
             if self.stream:
@@ -145,6 +147,8 @@ class _JobCall:
 
     async def _whole(self, call: Call, request: UpstreamRequest, timeout: float) -> Done:
         received = await self._sender.call(request, timeout)
+        if failpoints.ARMED:
+            await failpoints.reach("dispatch.after_response")
         if received.status != 200:
             raise call.provider.error(received.status, received.headers, received.body, call.endpoint)
         answer = call.provider.response(self._delivery.job.operation, received.body, call.endpoint)

@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from pipeline import failpoints
 from pipeline.catalog import Catalog, Group, allows
 from pipeline.errors import (
     ConfigMismatch,
@@ -61,6 +62,8 @@ class ResolveStage:
     async def _resolve(self, delivery: Delivery, group: Group | None, facts: Facts, began: float) -> Forward:
         job = delivery.job
         body = decode_body(delivery.body)
+        if failpoints.ARMED:
+            await failpoints.reach("resolve.before_hook")
         result = None
         if job.prompt is not None:
             variables = group.prompt_variables if group else None
@@ -75,6 +78,8 @@ class ResolveStage:
         ):
             raise InvalidRequest("there are no messages, and the prompt added none; send `messages`", param="messages")
         facts = msgspec.structs.replace(facts, prompt_ms=_since(began))
+        if failpoints.ARMED:
+            await failpoints.reach("resolve.after_resolve")
         return Forward(msgspec.structs.replace(job, model=name, facts=facts), encode_json(merged))
 
     def _model(self, job: Job, group: Group | None, result: HookResult | None) -> str:
