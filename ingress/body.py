@@ -7,10 +7,10 @@ from typing import Final
 import anyio
 
 from ingress.exchange import COMPLETE, Exchange
-from pipeline.errors import BodyTimeout, BodyTooLarge, Cancelled, EncodingNotSupported, InvalidRequest
+from pipeline.errors import BodyTooLarge, Cancelled, EncodingNotSupported, InvalidRequest, RequestTimeout
 
-STALLED: Final = 30.0
-"""Seconds without a byte after which the rest of a body is no longer waited for."""
+LEAST_RATE: Final = 64 * 1024
+"""Bytes that put the end of a body off by a second: who sends less than that for long is cut off."""
 
 
 def announced_size(exchange: Exchange) -> int:
@@ -22,6 +22,8 @@ def announced_size(exchange: Exchange) -> int:
     encoding = exchange.header(b"content-encoding").lower()
     if encoding not in ("", "identity"):
         raise EncodingNotSupported("compressed request bodies are not accepted; send it without content-encoding")
+    if exchange.header(b"transfer-encoding").lower() not in ("", "chunked"):
+        raise EncodingNotSupported("of transfer codings only `chunked` is accepted; leave it to your HTTP client")
     length = exchange.header(b"content-length") or "0"
     if not (length.isascii() and length.isdigit()):
         raise InvalidRequest("content-length is not a number; leave it to your HTTP client")
@@ -35,17 +37,18 @@ async def read_body(exchange: Exchange) -> bytes:
     """
     Return the body; its bytes count against the permits until the caller releases them.
 
-    Raises BodyTooLarge, BacklogFull, BodyTimeout, and Cancelled when the client left.
+    Raises BodyTooLarge, BacklogFull, RequestTimeout, and Cancelled when the client left.
     """
     chunks: list[bytes] = []
     try:
         if COMPLETE in exchange.scope:
             await _collect(exchange, chunks, None)
         else:
-            with anyio.CancelScope(deadline=anyio.current_time() + STALLED) as scope:
+            patience = exchange.edge.settings.ingress.body_timeout
+            with anyio.CancelScope(deadline=anyio.current_time() + patience) as scope:
                 await _collect(exchange, chunks, scope)
             if scope.cancelled_caught:
-                raise BodyTimeout("the request's body stopped arriving; send it again on a faster connection")
+                raise RequestTimeout("the request's body arrives too slowly; send it again on a faster connection")
     except BaseException:
         exchange.edge.permits.release(sum(map(len, chunks)))
         raise
@@ -54,9 +57,9 @@ async def read_body(exchange: Exchange) -> bytes:
 
 
 async def _collect(exchange: Exchange, chunks: list[bytes], scope: anyio.CancelScope | None) -> None:
-    """Receive until the body is complete; every chunk in `chunks` is counted. Each one puts the deadline off."""
+    """Receive until the body is complete. Every chunk in `chunks` is counted, and puts the deadline off."""
     permits, limits = exchange.edge.permits, exchange.edge.settings.ingress
-    size = 0
+    size, latest = 0, exchange.started + limits.request_timeout
     while True:
         message = await exchange.receive()
         if message["type"] == "http.disconnect":
@@ -70,7 +73,8 @@ async def _collect(exchange: Exchange, chunks: list[bytes], scope: anyio.CancelS
         if not message.get("more_body", False):
             return
         if scope is not None:
-            scope.deadline = min(anyio.current_time() + STALLED, exchange.started + limits.request_timeout)
+            stalled = anyio.current_time() + limits.body_timeout
+            scope.deadline = min(stalled, exchange.started + limits.body_timeout + size / LEAST_RATE, latest)
 
 
 def _too_large(limit: int) -> BodyTooLarge:

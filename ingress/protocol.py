@@ -1,86 +1,117 @@
-"""The connection: limits of a request's head, which uvicorn does not have, and who hears that the client left."""
+"""The connection: how much a client may send before a request is complete, how slowly, and who hears that it left."""
 
 from __future__ import annotations
 
 import asyncio
+import http
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ingress.corked import CorkedTransport
-from ingress.errors import error_body
-from ingress.exchange import COMPLETE, LEAVING, Leaving
-from pipeline.errors import InvalidRequest
+from ingress.errors import error_body, error_headers
+from ingress.exchange import CHUNKS, COMPLETE, LEAVING, Leaving
+from pipeline import metrics
+from pipeline.errors import BacklogFull, InvalidRequest, RequestError, RequestTimeout
 from pipeline.job import new_id
-
-HEAD_SECONDS: Final = 30.0
-"""Seconds a client has for its request line and headers; on a new connection they begin at once."""
+from pipeline.settings import IngressSettings
 
 FIRST_WORDS: Final = 1.0
 """Seconds a connection that has just come is given for its request when the drain begins: it is on its way."""
 
 MAX_HEAD_BYTES: Final = 64 * 1024
+"""Of a head; also what may follow a body's last byte, or stand between two of them, without being body."""
+
 MAX_HEADERS: Final = 256
+_FRAMING: Final = (b"content-length", b"transfer-encoding")
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol on httptools, with limits on the head, and its two signals to the application."""
+    """uvicorn's protocol on httptools, with limits on what comes in, and its two signals to the application."""
+
+    def __init__(self, *args: Any, limits: IngressSettings, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._limits = limits
+        self._leaving = Leaving()
+        self._begun = self._last_request = self._in_head = False
+        self._received = self._overhead = 0
+        self._speaking = True  # a connection that says nothing is not worth a file descriptor
+        self._since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
-        """Start the clock: a connection that says nothing is not worth a file descriptor."""
-        super().connection_made(CorkedTransport(transport, self.loop))
-        self._in_head = True
-        self._received = self._head_bytes = 0
-        self._leaving = Leaving()
-        self._begun = self._last_request = False
-        self._timer: asyncio.TimerHandle | None = self.loop.call_later(HEAD_SECONDS, transport.close)
+        """Start the clock, unless there are too many connections already."""
+        self._corked = CorkedTransport(transport, self.loop)
+        super().connection_made(self._corked)
+        self._since = self.loop.time()
+        if len(self.connections) > self._limits.max_connections:
+            hint = "start more ingress processes, or raise max_connections and the limit of open files"
+            self._end(BacklogFull("this process has as many connections as it may", hint=hint, retry_after=1.0))
+        else:
+            self._timer = self.loop.call_later(self._limits.head_timeout, self._watch)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock, and tell those who wait for an answer in vain."""
-        self._stop_timer()
+        if self._timer is not None:
+            self._timer.cancel()
         self._leaving.tell()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse; a head that comes in one piece, as nearly all do, needs no timer."""
-        if self._in_head:
-            if self._head_bytes > MAX_HEAD_BYTES:  # a head without an end never completes
-                self.send_400_response("")
-                return
-            self._head_bytes += len(data)
+        """Parse, unless what came before was long and led to nothing."""
+        if not self._speaking:
+            self._speaking, self._since = True, self.loop.time()
+        if self._overhead > MAX_HEAD_BYTES:
+            self.send_400_response("")
+            return
         self._received = len(data)
+        self._overhead += self._received
         super().data_received(data)
-        if not self._in_head:
-            self._stop_timer()
-        elif self._timer is None:
-            self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
     def on_message_begin(self) -> None:
         """A request begins, somewhere in what was last received."""
         super().on_message_begin()
         self._in_head = True
-        self._head_bytes = self._received
+        self._overhead = self._received
 
     def on_headers_complete(self) -> None:
         """The head is complete. What is raised here, the parser turns into a 400 and the end of the connection."""
         if len(self.headers) > MAX_HEADERS:
             raise ValueError("too many headers")
         # What was received bounds the head's size from above, and nearly always that is enough to know.
-        if self._head_bytes > MAX_HEAD_BYTES and self._head_size() > MAX_HEAD_BYTES:
+        if self._overhead > MAX_HEAD_BYTES and self._head_size() > MAX_HEAD_BYTES:
             raise ValueError("headers too large")
-        self._in_head = False
-        self._begun = True
+        upgrade = self.parser.should_upgrade()
+        if upgrade and not {name for name, _ in self.headers}.isdisjoint(_FRAMING):
+            raise ValueError("a body that the parser would not read")
         self.scope[LEAVING] = self._leaving  # type: ignore[typeddict-unknown-key]
+        self.scope[CHUNKS] = self._corked.write_chunk  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
-        if self._last_request:
+        self._begun = True
+        self._in_head = False
+        self._overhead = 0
+        self.headers = []  # the scope keeps the others: a trailer is no header, and must not pass for one
+        if self._last_request or upgrade:  # after a head that asks for an upgrade the parser reads nothing
             self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        """Some of the body came."""
+        self._overhead = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The body is complete. Its last bytes may have paused reading, and who does not read hears nobody leave."""
         self.cycle.scope[COMPLETE] = True  # type: ignore[typeddict-unknown-key]
         super().on_message_complete()
+        if self.cycle.response_complete:  # it was answered unread
+            self._speaking, self._since = False, self.loop.time()
         if not self.pipeline:  # a client that sends on before its answer came waits where it is
             self.flow.resume_reading()
+
+    def on_response_complete(self) -> None:
+        """The client's turn begins, unless it has begun already."""
+        super().on_response_complete()
+        self._speaking, self._since = self._in_head, self.loop.time()
 
     def shutdown(self) -> None:
         """Begin the drain: finish what is under way, and do not cut off who is about to send a first request."""
@@ -91,21 +122,50 @@ class BoundedProtocol(HttpToolsProtocol):
             super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what cannot be parsed, in the shape of every other error."""
+        """Refuse what cannot be parsed."""
         limits = f"a head has at most {MAX_HEADERS} headers and {MAX_HEAD_BYTES} bytes"
-        error = InvalidRequest(f"this is not an HTTP/1.1 request we accept; {limits}")
-        body = error_body(error.fields("ingress"), new_id())
-        head: list[Any] = [
-            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n",
-            b"content-length: %d\r\n\r\n" % len(body),
-        ]
-        self.transport.write(b"".join([*head, body]))
+        hint = "HTTP clients that ask for an upgrade to HTTP/2 must be told to use HTTP/1.1"
+        self._end(InvalidRequest(f"this is not an HTTP/1.1 request we accept; {limits}", hint=hint))
+
+    def _watch(self) -> None:
+        """
+        End the connection if its client is too slow, else look again when it can be.
+
+        The one timer of a connection: requests do not touch it. A body that is being read has its reader's clock.
+        """
+        if self._is_answering():
+            left = self._limits.head_timeout
+        else:
+            patience = self._limits.head_timeout if self._speaking else self._limits.keep_alive
+            left = self._since + patience - self.loop.time()
+        if left > 0:
+            self._timer = self.loop.call_later(min(left, self._limits.head_timeout), self._watch)
+        elif self._in_head:
+            self._end(RequestTimeout("the request's head stopped arriving; send it again on a faster connection"))
+        else:
+            self.transport.close()
+
+    def _end(self, error: RequestError) -> None:
+        """Close, with an error in the shape of all others unless it would pass for the answer to another request."""
+        metrics.REFUSALS[error.code,].inc()
+        of_this_request = not self.pipeline and self._begun and self.cycle.more_body and not self.cycle.response_started
+        if of_this_request or not self._is_answering():
+            fields, request_id = error.fields("ingress"), new_id()
+            body = error_body(fields, request_id)
+            status = http.HTTPStatus(fields.status)
+            headers = [
+                (b"content-type", b"application/json"),
+                (b"content-length", b"%d" % len(body)),
+                (b"x-request-id", request_id.encode()),
+                (b"connection", b"close"),
+                *error_headers(fields),
+            ]
+            lines = b"".join(b"%s: %s\r\n" % header for header in headers)
+            self.transport.write(b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (status, status.phrase.encode(), lines, body))
         self.transport.close()
+
+    def _is_answering(self) -> bool:
+        return self._begun and not self.cycle.response_complete
 
     def _head_size(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None

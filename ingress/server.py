@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+import resource
 import socket
+import sys
 from collections.abc import Mapping
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 import anyio
+import msgspec
 import uvicorn
 from starlette.applications import Starlette
 
@@ -18,7 +22,7 @@ from ingress.edge import Edge
 from ingress.protocol import BoundedProtocol
 from pipeline import logs
 from pipeline.errors import ConfigurationError
-from pipeline.settings import Settings
+from pipeline.settings import IngressSettings, Settings
 
 if TYPE_CHECKING:
     from pipeline.transport.client import TransportClient
@@ -28,6 +32,9 @@ SOCKET_VARIABLE: Final = "PROMPTMILL_SOCKET_FD"
 
 FIRST_CONTACT: Final = 2.0
 """Seconds a starting process waits for Redis before it takes requests, which it would refuse until then."""
+
+FILES_KEPT: Final = 32
+"""Open files a process needs for other things than its clients."""
 
 log = logs.logger("ingress")
 
@@ -69,22 +76,30 @@ async def serve(settings: Settings, transport: TransportClient, bound: socket.so
     app = build_app(settings, transport)
     with anyio.move_on_after(FIRST_CONTACT):
         await transport.met()
-    await Server(server_config(app, settings.ingress.drain), app.state.edge).serve(sockets=[bound])
+    await Server(server_config(app, settings.ingress), app.state.edge).serve(sockets=[bound])
     log.info("ingress drained")
 
 
-def server_config(app: Starlette, drain: float) -> uvicorn.Config:
+def server_config(app: Starlette, limits: IngressSettings) -> uvicorn.Config:
     """Return how uvicorn is run: nothing logged per request, nothing believed that a proxy may have written."""
+    limits = msgspec.structs.replace(limits, max_connections=min(limits.max_connections, _files_left()))
     return uvicorn.Config(
         app,
-        http=BoundedProtocol,
+        http=partial(BoundedProtocol, limits=limits),  # type: ignore[arg-type]  # it is only called
         ws="none",
         lifespan="on",
         log_config=None,
-        log_level=logging.WARNING,
+        log_level=logging.ERROR,  # its warnings are one a line for whoever sends rubbish; those are counted
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=math.ceil(drain),
+        timeout_keep_alive=math.ceil(limits.keep_alive),
+        timeout_graceful_shutdown=math.ceil(limits.drain),
     )
+
+
+def _files_left() -> int:
+    """Return how many connections the limit of open files leaves room for, once it is as high as it may be."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return sys.maxsize if most == resource.RLIM_INFINITY else max(1, most - FILES_KEPT)

@@ -35,6 +35,10 @@ _INGRESS: Final[Converters] = {
     "max_backlog": _COUNT,
     "max_backlog_bytes": size,
     "max_requests": _COUNT,
+    "max_connections": _COUNT,
+    "head_timeout": seconds,
+    "body_timeout": seconds,
+    "keep_alive": seconds,
     "drain": partial(seconds, at_least=0),
 }
 _TRANSPORT: Final[Converters] = {

@@ -9,7 +9,7 @@ PipelineError
 ├─ RequestError            4xx, replied at once
 │  ├─ InvalidRequest       400   ├─ Unauthenticated  401   ├─ NotAllowed     403
 │  ├─ ModelNotFound        404   ├─ PromptNotFound   404   ├─ NotFound       404
-│  ├─ MethodNotAllowed     405   ├─ BodyTimeout      408   ├─ BodyTooLarge   413
+│  ├─ MethodNotAllowed     405   ├─ RequestTimeout   408   ├─ BodyTooLarge   413
 │  ├─ EncodingNotSupported 415   ├─ BacklogFull      429   └─ MasterKeyNeeded 403
 ├─ PromptManagerError      502, no retry by the client: it would only call the manager again
 │  ├─ PromptTimeout        504   ├─ PromptModelUnknown 502 └─ PromptWorkerLost 502 (the hook killed its process)
@@ -139,8 +139,8 @@ class MethodNotAllowed(RequestError):
     code = "method_not_allowed"
 
 
-class BodyTimeout(RequestError):
-    """The request's body stopped arriving."""
+class RequestTimeout(RequestError):
+    """The request's head or body arrived too slowly; nothing ran."""
 
     status = 408
     code = "request_timeout"

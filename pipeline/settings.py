@@ -126,6 +126,14 @@ class IngressSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of bodies held in one stage before new jobs are refused with 429."""
     max_requests: int = 10_000
     """Requests in flight in one ingress process."""
+    max_connections: int = 10_000
+    """Open connections of one ingress process, and never more than its limit of open files leaves room for."""
+    head_timeout: float = 10.0
+    """For a request's line and headers; on a new connection it begins at once."""
+    body_timeout: float = 30.0
+    """For a body, and a second more for every 64 KB of it that came; also for the pause between two pieces."""
+    keep_alive: float = 75.0
+    """How long a connection may stay open between two requests; more than that of the proxy before it."""
     drain: float = 30.0
     """How long a stopping process waits for what it holds."""
 

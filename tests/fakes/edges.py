@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import httpx2
+import msgspec
 from fakes.configs import settings as make_settings
 from fakes.transport import FakeTransport
 from fakes.waiting import wait_until
@@ -61,8 +62,9 @@ async def serving(
     transport: FakeTransport, settings: Settings | None = None, environment: Mapping[str, str] | None = None
 ) -> AsyncIterator[Served]:
     """Serve the application with uvicorn on a port of its own."""
-    app: Any = build_app(settings or make_settings(), transport, environment or {})  # type: ignore[arg-type]
-    server = Server(server_config(app, drain=1), app.state.edge)
+    settings = settings or make_settings()
+    app: Any = build_app(settings, transport, environment or {})  # type: ignore[arg-type]
+    server = Server(server_config(app, msgspec.structs.replace(settings.ingress, drain=1)), app.state.edge)
     bound = listen("127.0.0.1", 0)
     port = bound.getsockname()[1]
 

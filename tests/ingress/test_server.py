@@ -14,7 +14,6 @@ from fakes.edges import CHAT, KEYS, MASTER, calling, read_all, request_bytes, se
 from fakes.transport import FakeTransport, answer
 from fakes.waiting import wait_until
 
-from ingress import body as body_module
 from ingress import protocol
 from ingress.server import inherited_socket
 from pipeline.errors import ConfigurationError
@@ -196,9 +195,8 @@ async def test_one_request_more_than_allowed_is_refused_while_they_last() -> Non
         assert b"200 OK" in await second.receive()
 
 
-async def test_a_body_that_stops_arriving_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body_module, "STALLED", 0.05)
-    response = await talk(request_bytes(BODY)[:-5])
+async def test_a_body_that_stops_arriving_is_given_up() -> None:
+    response = await talk(request_bytes(BODY)[:-5], settings=limits(body_timeout=0.05))
     assert response.startswith(b"HTTP/1.1 408")
     assert b"connection: close" in response
     assert error_of(response)["code"] == "request_timeout"
@@ -245,26 +243,6 @@ async def test_an_endless_header_is_cut_off() -> None:
                     await client.send(b"y" * 30_000)
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):
                 pass
-
-
-@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nhost:"])
-async def test_a_head_that_does_not_come_ends_the_connection(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.05)
-    async with serving(FakeTransport()) as served, await served.connect() as client:
-        if sent:
-            await client.send(sent)
-        with anyio.fail_after(5):
-            assert await read_all(client) == b""
-
-
-async def test_the_heads_clock_runs_again_for_the_next_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serving(FakeTransport()) as served, await served.connect() as client:
-        await client.send(request_bytes(BODY))
-        assert b"200 OK" in await client.receive()
-        monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.05)
-        await client.send(b"GET / HTTP/1.1\r\nhost:")
-        with anyio.fail_after(5):
-            assert await read_all(client) == b""
 
 
 async def test_a_drain_finishes_what_is_held() -> None:
