@@ -53,6 +53,7 @@ JOBS: Final = _counters("jobs", "Jobs settled, by stage and outcome.", "stage", 
 JOB_SECONDS: Final = _histograms("job_seconds", "One delivery's time in its stage.", "stage", "lane")
 QUEUE_SECONDS: Final = _histograms("queue_seconds", "A job's wait for its stage.", "stage", "lane")
 JOBS_IN_FLIGHT: Final = _gauges("jobs_in_flight", "Deliveries held.", "stage", "lane")
+DEADLINE_DROPS: Final = _counters("deadline_drops", "Jobs dropped unrun: their deadline passed in the queue.", "stage")
 REDELIVERIES: Final = _counters("redeliveries", "Deliveries that were not a job's first.", "stage")
 CLAIMS: Final = _counters("claims", "Deliveries taken over from a consumer whose lease ran out.", "stage")
 STALE_SETTLES: Final = _counters("stale_settles", "Outcomes dropped: the delivery was no longer ours.", "stage")

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 import anyio
+import msgspec
 
 from pipeline import failpoints, logs, metrics
 from pipeline.catalog import Catalog
@@ -160,10 +161,18 @@ class StageRunner:
         if delivery.number > self._spec.max_deliveries:
             return self._dead(delivery, self._spec.poisoned(job.id), "poison")
         if delivery.remaining <= 0:
-            return Fail(DeadlineExceeded(f"the deadline passed while the job waited for the {self._spec.name} stage"))
+            return self._too_late(delivery)
         if self._transport.unwanted(job):
             return Drop()
         return None
+
+    def _too_late(self, delivery: HeldDelivery) -> Fail:
+        """Drop work that nobody waits for any more, unrun."""
+        metrics.DEADLINE_DROPS[self._spec.name,].inc()
+        facts = delivery.job.facts
+        facts = msgspec.structs.replace(facts, queue_ms=round(facts.queue_ms + delivery.queued_ms, 3))
+        error = DeadlineExceeded(f"the deadline passed while the job waited for the {self._spec.name} stage")
+        return Fail(error, facts)
 
     def _dead(self, delivery: HeldDelivery, error: PipelineError, reason: str) -> Dead:
         log.error("dead letter", job=delivery.job.id, stage=self._spec.name, reason=reason, number=delivery.number)

@@ -15,6 +15,7 @@ from pipeline.job import BATCH, LIVE, Job, encode
 from pipeline.settings import IngressSettings
 from pipeline.transport import keyspace
 from pipeline.transport.connection import ADMIT, Backoff, Command, Link
+from pipeline.transport.pace import Pace
 from pipeline.transport.writes import INLINE
 
 FLUSH_JOBS: Final = 256
@@ -23,11 +24,17 @@ TRIES: Final = 3
 RETRY_PAUSE: Final = 0.25
 """Longest pause between tries: a client waits for all of them before it is refused."""
 
+LOOK_AGAIN: Final = 0.05
+"""Seconds between two looks at how full the stages are while jobs are refused: nothing else would tell of room."""
+
+WAIT_SHARE: Final = 0.5
+"""Share of its time a job may wait for its turn; the rest is for the work, or its provider call would be in vain."""
+
 LANES: Final = (LIVE, BATCH)
 
 
 class Load(msgspec.Struct):
-    """What a stage's lane holds, as last heard, plus what this process has sent there since."""
+    """Jobs that wait for a stage's lane, and the bytes of bodies it holds."""
 
     backlog: int = 0
     held_bytes: int = 0
@@ -65,32 +72,65 @@ class Admission:
         self._limits = limits
         self._pairs = [(stage, lane) for stage in stages for lane in LANES]
         self.loads = {pair: Load() for pair in self._pairs}
+        """What the stages hold, as last heard."""
+        self._unsent = {pair: Load() for pair in self._pairs}
+        """What this process holds for them."""
+        self.pace = Pace()
+        self.processes = 1
+        """Ingress processes that share the pipeline."""
+        self._refused = anyio.Event()
         self._queue: list[_Waiting] = []
         self._wake = anyio.Event()
         self._batch = 0
         self._admitted = 0
         self._backoff = Backoff(most=RETRY_PAUSE)
-        self.rate = 0.0
-        """Jobs answered per second, lately; what `Retry-After` is reckoned from."""
 
-    def check(self, stages: Sequence[str], lane: str, size: int) -> None:
-        """Raise BacklogFull when a stage on the way holds as much as it may."""
+    def check(self, stages: Sequence[str], lane: str, size: int, seconds: float) -> None:
+        """Raise BacklogFull when a stage on the way is full, or a job with `seconds` left would wait for too long."""
+        waiting = 0
         for stage in stages:
-            load = self.loads.get((stage, lane))
-            if load is None:
+            heard = self.loads.get((stage, lane))
+            if heard is None:
                 continue
-            if load.backlog >= self._limits.max_backlog:
-                raise self._full(stage, f"{load.backlog} jobs wait", "max_backlog", load.backlog)
-            if load.held_bytes + size > self._limits.max_backlog_bytes:
-                raise self._full(stage, f"{load.held_bytes} bytes are held", "max_backlog_bytes", load.backlog)
+            unsent = self._unsent[stage, lane]
+            backlog, held = heard.backlog + unsent.backlog, heard.held_bytes + unsent.held_bytes
+            if backlog >= self._limits.max_backlog:
+                raise self._full(stage, f"{backlog} jobs wait", "max_backlog", backlog)
+            if held + size > self._limits.max_backlog_bytes:
+                raise self._full(stage, f"{held} bytes are held", "max_backlog_bytes", backlog)
+            waiting += backlog
+        excess = self.pace.excess(waiting, self.processes, seconds * WAIT_SHARE)
+        if excess:
+            raise self._refusal(
+                f"{waiting} jobs wait before it, and its turn would come too late for a request of {seconds:.0f} s",
+                "Nothing ran; try again later, or give it a longer `timeout`. More workers shorten the wait.",
+                excess,
+                stages[-1],
+            )
 
     def _full(self, stage: str, fact: str, setting: str, backlog: int) -> BacklogFull:
-        return BacklogFull(
+        wait = self.pace.wait(backlog, self.processes)
+        return self._refusal(
             f"the {stage} stage is full: {fact}",
-            hint=f"Nothing ran; try again later. More workers (`--scale {stage}=N`) or `{setting}` raise the limit.",
-            retry_after=min(60.0, max(1.0, backlog / max(self.rate, 1.0))),
-            stage=stage,
+            f"Nothing ran; try again later. More workers (`--scale {stage}=N`) or `{setting}` raise the limit.",
+            self.pace.waited if wait is None else wait,
+            stage,
         )
+
+    def _refusal(self, message: str, hint: str, seconds: float, stage: str) -> BacklogFull:
+        self._refused.set()
+        return BacklogFull(message, hint=hint, retry_after=min(60.0, max(1.0, seconds)), stage=stage)
+
+    async def watch(self) -> None:
+        """Look how full the stages are while jobs are refused, for ever."""
+        while True:
+            await self._refused.wait()
+            self._refused = anyio.Event()
+            await anyio.sleep(LOOK_AGAIN)
+            try:
+                await self.refresh()
+            except TransportUnavailable:
+                continue  # the beat finds out
 
     async def add(self, job: Job, body: bytes) -> tuple[str, int]:
         """
@@ -98,10 +138,8 @@ class Admission:
 
         Raises TransportFull when nothing ran, TransportUnavailable when Redis cannot be reached.
         """
-        load = self.loads[job.stages_left[0], job.lane]
-        load.backlog += 1
-        load.held_bytes += len(body)
         waiting = _Waiting(job, body)
+        self._count(waiting, 1)
         self._queue.append(waiting)
         self._wake.set()
         try:
@@ -109,10 +147,16 @@ class Admission:
         except BaseException:  # the client left; what is not under way yet need not run at all
             if waiting in self._queue:
                 self._queue.remove(waiting)
+                self._count(waiting, -1)
             raise
         if waiting.error is not None:
             raise waiting.error
         return waiting.entry, waiting.batch
+
+    def _count(self, waiting: _Waiting, sign: int) -> None:
+        unsent = self._unsent[waiting.job.stages_left[0], waiting.job.lane]
+        unsent.backlog += sign
+        unsent.held_bytes += sign * len(waiting.body)
 
     async def run(self) -> None:
         """Flush what waits, for ever."""
@@ -139,6 +183,7 @@ class Admission:
         except TransportError as failure:
             error, entries = failure, [""] * len(taken)
         for waiting, entry in zip(taken, entries, strict=True):
+            self._count(waiting, -1)
             waiting.entry, waiting.batch = entry, self._batch
             waiting.error = waiting.error or error
             waiting.done.set()

@@ -85,14 +85,19 @@ class TransportClient:
         """Return the last metrics snapshot of every live process. Raises TransportUnavailable."""
         return await read_metrics(self._links["upkeep"])
 
-    def check(self, stages: Sequence[str], lane: str, size: int) -> None:
-        """Raise BacklogFull, NoWorker or TransportUnavailable for a job that would be refused."""
+    def check(self, stages: Sequence[str], lane: str, size: int, seconds: float | None = None) -> None:
+        """
+        Raise BacklogFull, NoWorker or TransportUnavailable for a job that would be refused.
+
+        `seconds` is how long its client waits, by default as long as any may.
+        """
         if not self._connected:
             raise unreachable()
         for stage in stages:
             if self._registry.without_worker(stage) > GONE_AFTER:
                 raise no_worker(stage, self._registry.without_worker(stage))
-        self._admission.check(stages, lane, size)
+        longest = self._settings.ingress.request_timeout
+        self._admission.check(stages, lane, size, longest if seconds is None else seconds)
 
     async def submit(self, job: Job, body: bytes) -> Waiter:
         """
@@ -100,7 +105,7 @@ class TransportClient:
 
         Raises BacklogFull, NoWorker, TransportFull and TransportUnavailable; nothing ran then, or it is cancelled.
         """
-        self.check(job.stages_left, job.lane, len(body))
+        self.check(job.stages_left, job.lane, len(body), (job.deadline - self.now()) / 1000)
         waiter = Waiter(job, self._bodies, self._drop)
         self._replies.waiters[job.id] = waiter
         try:
@@ -143,14 +148,16 @@ class TransportClient:
         await self._links["upkeep"].run(cancellation(((w.id, w.deadline) for w in burst), oldest))
 
     async def _sweep(self) -> None:
-        """Fail waiters past their deadline, and those whose job waits for a stage that nobody serves."""
+        """Fail waiters past their deadline, and take note of how fast jobs are answered."""
+        before = anyio.current_time()
         while True:
             await anyio.sleep(SWEEP)
             for waiter in self._replies.expire(self.now()):
                 self._cancelled.append(waiter)
                 self._cancelling.set()
-            self._admission.rate = 0.7 * self._admission.rate + 0.3 * self._replies.answered / SWEEP
-            self._replies.answered = 0
+            now = anyio.current_time()
+            self._admission.pace.saw(self._replies.answered, self._replies.waited_ms / 1000, now - before)
+            self._replies.answered, self._replies.waited_ms, before = 0, 0.0, now
 
     async def _beat(self) -> None:
         """Keep registration, reply stream, clock and the view of the fleet fresh."""
@@ -160,6 +167,7 @@ class TransportClient:
                 await self._replies.listen(self._links["upkeep"])
                 await self._admission.refresh()
                 await self._registry.beat()
+                self._admission.processes = self._registry.ingresses
                 await self._fail_unserved()
                 self._connected = True
                 self._met.set()
@@ -197,8 +205,10 @@ class TransportClient:
         """Run the client's tasks; on the way out take this process off the registry."""
         try:
             async with anyio.create_task_group() as tasks:
-                for task in (self._beat, self._admission.run, self._replies.run, self._publish_cancels, self._sweep):
+                for task in (self._beat, self._replies.run, self._publish_cancels, self._sweep):
                     tasks.start_soon(task)
+                tasks.start_soon(self._admission.run)
+                tasks.start_soon(self._admission.watch)
                 try:
                     yield
                 finally:

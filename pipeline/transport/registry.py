@@ -60,6 +60,7 @@ class Registry:
         self._stage_seen: dict[str, float] = {}
         self.live: set[str] = set()
         self.workers: Counter[str] = Counter()
+        self.ingresses = 0
 
     async def beat(self) -> None:
         """Renew the registration and look who else is there. Raises TransportUnavailable."""
@@ -85,6 +86,7 @@ class Registry:
         alive = [p for p in processes if at - last[p.consumer] < GONE_AFTER]
         self.live = {p.consumer for p in alive}
         self.workers = Counter(stage for p in alive for stage in p.stages)
+        self.ingresses = sum(p.role == "ingress" for p in alive)
         self._seen = {name: seen for name, seen in self._seen.items() if at - seen < 60} | last
         for process in alive:
             for stage in process.stages:

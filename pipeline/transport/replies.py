@@ -173,6 +173,8 @@ class Replies:
         self._frames = self._bytes = 0
         self.waiters: dict[str, Waiter] = {}
         self.answered = 0
+        self.waited_ms = 0.0
+        """Jobs answered since somebody looked last, and the longest any of them had waited for its stages."""
 
     async def listen(self, link: Link) -> None:
         """See that the stream exists and lives on. Raises TransportUnavailable."""
@@ -243,6 +245,7 @@ class Replies:
     def _settle(self, reply: Reply, body: bytes, reference: str) -> None:
         waiter = self.waiters.pop(reply.id, None)
         self.answered += 1
+        self.waited_ms = max(self.waited_ms, reply.facts.queue_ms)
         if waiter is not None:
             waiter.take_reply(reply, body, reference)
 

@@ -94,6 +94,47 @@ async def test_a_full_stage_refuses_and_recovers_by_itself(url: str, limits: Ing
             await wait_until(taken_again, timeout=3)
 
 
+async def test_room_is_noticed_soon_although_nothing_is_sent(url: str, monkeypatch) -> None:
+    monkeypatch.setattr(client_module, "BEAT", 60)
+    config = settings(transport=quick(), ingress=IngressSettings(max_backlog=2))
+    async with connected_client(url, config) as client, raw_link(url) as link:
+        for _ in range(2):
+            await client.submit(job_for(client, stages_left=("dispatch",)), b"{}")
+        with pytest.raises(BacklogFull):
+            client.check(("dispatch",), "live", 0)
+        await link.run(("DEL", keyspace.jobs("dispatch", "live")))
+        await wait_until(lambda: client.status().backlog["dispatch"] == 0, timeout=2)
+        client.check(("dispatch",), "live", 0)
+
+
+async def test_who_would_wait_beyond_half_of_its_time_is_refused_and_told_when_to_come_back(url: str) -> None:
+    async with connected_client(url, QUICK) as client:
+        waiters = [await client.submit(job_for(client, stages_left=("dispatch",)), b"{}") for _ in range(30)]
+        for _ in range(40):
+            client._admission.pace.saw(1, 2.0, 0.25)  # four a second: the last of thirty waits for 7.5 s
+        refused = job_for(client, stages_left=("dispatch",), seconds=10)
+        with pytest.raises(BacklogFull, match="30 jobs wait before it, and its turn would come too late") as error:
+            await client.submit(refused, b"{}")
+        assert 2 < error.value.retry_after < 3
+        assert error.value.stage == "dispatch"
+        assert client.status().backlog["dispatch"] == client.status().waiting == len(waiters), "nothing was written"
+        await client.submit(job_for(client, stages_left=("dispatch",), seconds=20), b"{}")
+        client.check(("dispatch",), "live", 0)  # its body is not here yet: it may wait for as long as any
+
+
+async def test_jobs_on_their_way_to_a_server_that_stalls_count(url: str) -> None:
+    config = settings(transport=quick(), ingress=IngressSettings(max_backlog=5))
+    async with proxy_to(url) as proxy, connected_client(proxy.url, config) as client:
+        proxy.black_hole = True
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(client.submit, job_for(client, stages_left=("dispatch",)), b"{}")
+            await wait_until(lambda: client.status().waiting == 5)
+            with pytest.raises(BacklogFull):
+                client.check(("dispatch",), "live", 0)
+            tasks.cancel_scope.cancel()
+
+
 async def test_a_full_server_refuses_new_jobs_while_workers_settle(url: str, monkeypatch) -> None:
     monkeypatch.setattr(registry, "GONE_AFTER", 30)
     go = anyio.Event()
@@ -104,10 +145,11 @@ async def test_a_full_server_refuses_new_jobs_while_workers_settle(url: str, mon
 
     dispatch = ScriptedStage(grow)
 
+    config = settings(transport=quick(), ingress=IngressSettings(max_backlog=5))
     async with (
-        connected_client(url, QUICK) as client,
+        connected_client(url, config) as client,
         raw_link(url) as link,
-        running_worker(url, QUICK, spec("dispatch", dispatch, slots=2)),
+        running_worker(url, config, spec("dispatch", dispatch, slots=2)),
     ):
         small = await client.submit(job_for(client, stages_left=("dispatch",)), b"{}")
         leaver = await client.submit(job_for(client, stages_left=("dispatch",)), b"{}")
@@ -115,10 +157,11 @@ async def test_a_full_server_refuses_new_jobs_while_workers_settle(url: str, mon
         await wait_until(lambda: len(dispatch.seen) == 2)  # the large one waits for a slot
         await link.run(("CONFIG", "SET", "maxmemory", 1))
         try:
-            for size in (10, 100_000):
+            for size in (10, 100_000, 10):
                 with anyio.fail_after(1), pytest.raises(TransportFull):
                     await client.submit(job_for(client, stages_left=("dispatch",)), b"x" * size)
             assert client.status().waiting == 3
+            client.check(("dispatch",), "live", 0)  # what was refused does not wait
             assert await link.run(("XLEN", keyspace.CANCEL)) == 0  # nothing ran, so nothing to cancel
             leaver.cancel()
             await wait_until(lambda: link.run(("XLEN", keyspace.CANCEL)))
