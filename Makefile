@@ -15,10 +15,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.promptmill-set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test chaos chaos-long lint format bench clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: $(STAMP) ## Install everything into .venv, and nothing anywhere else
 
@@ -40,6 +40,12 @@ test: setup ## Run every test, with branch coverage over all processes
 	$(BIN)/coverage run -m pytest $(PYTEST_ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under=$(COVERAGE)
+
+chaos: setup ## Disturb a gateway for a minute, as SEED=n draws it (or ONLY=name), and check that nothing is lost
+	PYTHONPATH=tests $(BIN)/python -m chaos $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only '$(ONLY)')
+
+chaos-long: setup ## Run every scenario once, the five-minute ones too (about half an hour)
+	PYTHONPATH=tests $(BIN)/python -m chaos --all $(if $(SEED),--seed $(SEED)) --json chaos.json
 
 lint: setup ## Check style, types, imports, spelling and sizes
 	$(BIN)/ruff check .

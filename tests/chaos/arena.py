@@ -1,0 +1,228 @@
+"""Where scenarios run: a whole gateway from the Procfile, its server behind a wire, a provider behind another."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import msgspec
+from chaos.load import Load, loading
+from chaos.wire import Wire
+from chaos.witness import Witness, witness
+from fakes.gateways import Gateway, alive, start_gateway
+from fakes.servers import Server, start_server
+from fakes.waiting import wait_until
+
+from pipeline.errors import TransportError
+from pipeline.failpoints import VARIABLE
+from pipeline.settings import TransportSettings
+from pipeline.transport.client import STAGES
+from pipeline.transport.connection import Command, Link
+from pipeline.transport.overview import Overview, read_overview
+
+MASTER_KEY = "sk-canary-master-key"
+PROVIDER_KEY = "sk-canary-provider-key"
+PROMPT = "canary-system-prompt"
+CANARIES = (MASTER_KEY, PROVIDER_KEY, PROMPT)
+"""Secrets that no log, metric, key name, dead letter or command line may show."""
+
+_MANAGER = f"""
+import time
+from litellm.integrations.custom_prompt_management import CustomPromptManagement
+
+class Mine(CustomPromptManagement):
+    def get_chat_completion_prompt(
+        self, model, messages, non_default_params, prompt_id, prompt_variables, dynamic_callback_params
+    ):
+        time.sleep(HOOK_TAKES)
+        return model, [{{"role": "system", "content": "{PROMPT}"}}, *messages], non_default_params
+
+mine = Mine()
+"""
+
+_CONFIG = """
+model_list:
+  - model_name: gpt-4
+    litellm_params: {{model: openai/gpt-4, api_base: "http://{provider}/v1", api_key: {provider_key}}}
+litellm_settings: {{callbacks: mine.mine, num_retries: {retries}}}
+general_settings: {{master_key: {master_key}}}
+promptmill_settings:
+  lease: {lease}
+  grace: 10
+  request_timeout: {request_timeout}
+{settings}
+"""
+
+
+class Layout(msgspec.Struct, frozen=True, kw_only=True):
+    """What a scenario wants to run on. Scenarios of the same layout share one arena."""
+
+    ingress: int = 1
+    resolve: int = 2
+    dispatch: int = 2
+    lease: float = 1.0
+    request_timeout: float = 30.0
+    retries: int = 0
+    hook_takes: float = 0.01
+    """Seconds a prompt manager takes."""
+    settings: str = ""
+    """Further lines of `promptmill_settings`."""
+    server: TransportSettings = TransportSettings()
+    """`persistence` and `maxmemory` of the server."""
+    manager: str = ""
+    """Source of another prompt manager than the usual one."""
+
+    @property
+    def scales(self) -> Mapping[str, int]:
+        return {"ingress": self.ingress, "resolve": self.resolve, "dispatch": self.dispatch}
+
+
+class Arena:
+    """A gateway that is up, and the hands on everything around it."""
+
+    def __init__(self, layout: Layout, directory: Path, server: Server, wire: Wire, provider: Wire) -> None:
+        self.layout = layout
+        self.directory = directory
+        self.server = server
+        self.wire = wire
+        """Between the gateway and Redis; edges: `ingress`, `resolve`, `dispatch`."""
+        self.provider = provider
+        """Between dispatch and the provider; its one edge is ``."""
+        self.failpoints = directory / "failpoints"
+        self.gateway: Gateway
+        self.witness: Witness
+        self.load: Load
+        self.logged = 0
+        """Length of the log when the scenario began."""
+
+    @property
+    def log(self) -> str:
+        """What the gateway wrote since the scenario began."""
+        return self.gateway.log[self.logged :]
+
+    def events(self, event: str, **fields: object) -> int:
+        """Return how many log lines since the scenario began are of `event` and have these fields."""
+        wanted = [f'"event":"{event}"', *(f'"{k}":{msgspec.json.encode(v).decode()}' for k, v in fields.items())]
+        return sum(all(part in line for part in wanted) for line in self.log.splitlines())
+
+    def arm(self, name: str, action: str = "exit") -> Path:
+        """Arm a failpoint for whichever process reaches it first. Returns the file that is gone once it has fired."""
+        file = self.failpoints / name
+        file.write_text(action)
+        return file
+
+    def pids(self, part: str) -> list[int]:
+        """Return the processes of a part: `ingress`, `resolve` or `dispatch`."""
+        words = "pipeline ingress" if part == "ingress" else f"pipeline worker {part}"
+        return sorted(pid for pid, command in self.gateway.children().items() if words in command)
+
+    def processes(self) -> dict[int, str]:
+        """Return all of our processes by id, with their parts."""
+        return {pid: part for part in self.layout.scales for pid in self.pids(part)}
+
+    def signal(self, part: str, number: int = signal.SIGKILL, index: int = 0) -> int:
+        """Send a signal to one process of a part and return its id."""
+        pid = self.pids(part)[index]
+        os.kill(pid, number)
+        return pid
+
+    async def ended(self, pid: int, timeout: float = 30) -> None:
+        """Wait until a process is gone."""
+        await wait_until(lambda: not alive(pid), timeout=timeout)
+
+    async def overview(self) -> Overview | None:
+        """Return what `status` would show; None while the server is away."""
+        try:
+            return await read_overview(self.server.url, STAGES)
+        except TransportError:
+            return None
+
+    async def redis(self, *commands: Command) -> list[object]:
+        """Send commands to the server, past the wire."""
+        link = Link(self.server.url, "test-arena")
+        try:
+            return list(await link.call(*commands))
+        finally:
+            await link.close()
+
+    async def complete(self) -> bool:
+        """Whether every process of the layout runs and is registered."""
+        found = await self.overview()
+        if found is None:
+            return False
+        running = self.processes()
+        registered = {process.pid for process in found.processes}
+        return len(running) == sum(self.layout.scales.values()) and set(running) <= registered
+
+    async def restore(self, timeout: float = 40) -> None:
+        """End every disturbance, and wait until all processes are back and every request under way has ended."""
+        for file in self.failpoints.iterdir():
+            file.unlink(missing_ok=True)
+        self.wire.heal()
+        self.provider.heal()
+        await wait_until(lambda: not self.load.under_way, timeout=timeout)
+        await wait_until(self.complete, timeout=timeout, every=0.1)
+
+    async def serves(self) -> bool:
+        """Whether a request is answered right now."""
+        return (await self.load.one("plain")).whole
+
+    def begin(self, chance: random.Random) -> None:
+        """Forget earlier scenarios."""
+        self.witness.forget()
+        self.load.outcomes.clear()
+        self.load.chance = chance
+        self.logged = len(self.gateway.log)
+
+
+@asynccontextmanager
+async def open_arena(layout: Layout, directory: Path, chance: random.Random) -> AsyncIterator[Arena]:
+    """Start everything in `directory`, and end it, whatever the scenarios did."""
+    with contextlib.ExitStack() as stack:
+        seen = stack.enter_context(witness())
+        settings = msgspec.structs.replace(layout.server, maxmemory=layout.server.maxmemory or 2**30)
+        server = stack.enter_context(start_server(directory / "server", settings))
+        wire = stack.enter_context(Wire(server.url.removeprefix("unix://")).running())
+        provider = stack.enter_context(Wire(seen.address).running())
+        arena = Arena(layout, directory, server, wire, provider)
+        arena.witness = seen
+        arena.failpoints.mkdir()
+        gateway = stack.enter_context(_gateway(arena))
+        await anyio.to_thread.run_sync(gateway.wait_until_ready)
+        arena.gateway = gateway
+        async with loading(gateway.url, MASTER_KEY, chance) as load:
+            arena.load = load
+            yield arena
+
+
+@contextlib.contextmanager
+def _gateway(arena: Arena) -> Iterator[Gateway]:
+    layout, directory = arena.layout, arena.directory
+    manager = layout.manager or _MANAGER.replace("HOOK_TAKES", str(layout.hook_takes))
+    (directory / "mine.py").write_text(manager)
+    config = _CONFIG.format(
+        provider=arena.provider.address,
+        provider_key=PROVIDER_KEY,
+        master_key=MASTER_KEY,
+        retries=layout.retries,
+        lease=layout.lease,
+        request_timeout=layout.request_timeout,
+        settings="\n".join(f"  {line}" for line in layout.settings.splitlines()),
+    )
+    variables = {"REDIS_URL": f"redis://{arena.wire.address}", VARIABLE: str(arena.failpoints)}
+    scales = [f"--scale={part}={count}" for part, count in layout.scales.items()]
+    with start_gateway(directory, *scales, config=config, variables=variables) as gateway:
+        yield gateway
+
+
+def elapsed(since: float) -> float:
+    """Return the seconds since `since` (`time.monotonic()`)."""
+    return time.monotonic() - since
