@@ -16,7 +16,7 @@ from pipeline.errors import ConfigurationError
 from pipeline.exposure import check_exposure
 from pipeline.listener import listen
 from pipeline.settings import Settings
-from pipeline.startup import load_settings, redis_url, refuse
+from pipeline.startup import Source, redis_url, refuse
 from pipeline.transport.client import open_client
 
 
@@ -28,7 +28,8 @@ from pipeline.transport.client import open_client
 @click.option("--debug", "--detailed_debug", is_flag=True, help="Log more; never bodies, prompts or keys.")
 def ingress(config: str | None, host: str, port: int, data_dir: str | None, debug: bool) -> None:
     """Take HTTP requests in, and hand their answers out."""
-    settings = load_settings(config, data_dir)
+    source = Source(config, data_dir)
+    settings = source.load()
     logs.configure(debug=debug)
     try:
         url = redis_url(settings)

@@ -54,4 +54,7 @@ async def unusable(settings: Settings, environment: Mapping[str, str]) -> Mappin
 async def _run(module: str, settings: Settings, environment: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:
     # run by name: pipeline imports neither side
     command = [sys.executable, "-P", "-m", module, "--config", settings.source]
-    return await anyio.run_process(command, check=False, env=environment, stdin=subprocess.DEVNULL)
+    # In a session of its own: Ctrl-C in the terminal is for the supervisor, and would read here as a failed import.
+    return await anyio.run_process(
+        command, check=False, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
+    )

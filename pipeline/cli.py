@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.metadata
 import os
 import pkgutil
 import sys
@@ -11,11 +10,9 @@ from typing import Any, Final
 
 import click
 
+from pipeline import plugins
 from pipeline.errors import ConfigurationError, PipelineError, TransportError
 from pipeline.startup import UNREACHABLE, refuse
-
-GROUP: Final = "promptmill.commands"
-"""Entry points under this name are sub-commands; packages bring their own."""
 
 _OURS: Final = {
     "up": ("pipeline.commands_up:up", "Run the whole gateway on this machine."),
@@ -65,14 +62,14 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return every name, without importing anything."""
-        return [*_OURS, *(name for name in _entry_points() if name not in _OURS)]
+        return [*_OURS, *(name for name in plugins.commands() if name not in _OURS)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import one command."""
         found: Any = None
         if cmd_name in _OURS:
             found = pkgutil.resolve_name(_OURS[cmd_name][0])
-        elif entry := _entry_points().get(cmd_name):
+        elif entry := plugins.commands().get(cmd_name):
             found = entry.load()
         return found if isinstance(found, click.Command) else None
 
@@ -89,7 +86,7 @@ class Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands with the short help we know by heart: nothing is imported for it."""
         rows = [(name, text) for name, (_, text) in _OURS.items()]
-        rows += [(name, _BROUGHT.get(name, e.value)) for name, e in _entry_points().items() if name not in _OURS]
+        rows += [(name, _BROUGHT.get(name, e.value)) for name, e in plugins.commands().items() if name not in _OURS]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
@@ -119,10 +116,6 @@ def main(args: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     sys.exit(status if isinstance(status, int) else 0)
-
-
-def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
-    return {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
 
 
 if __name__ == "__main__":

@@ -3,48 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import anyio
 import anyio.to_thread
 import click
 import msgspec
 
-from pipeline import configuration, first_screen, lockfile, procfile
+from pipeline import configuration, first_screen, lockfile
 from pipeline.errors import ConfigurationError
-from pipeline.exposure import check_exposure
 from pipeline.listener import listen
-from pipeline.settings import Settings
-from pipeline.startup import REQUEST_TIMEOUT_VARIABLE, configured_url, with_request_timeout
-from pipeline.supervise import Plan, Supervisor
+from pipeline.plan import Plan, Wishes, decide
+from pipeline.startup import REQUEST_TIMEOUT_VARIABLE, with_request_timeout
+from pipeline.supervise import Supervisor
 from pipeline.transport import embedded
 
 DEMO_REQUEST: Final = {"prompt_id": "1234"}
 """What the example prompt manager acts on."""
 
 _NOT_THE_DEMOS: Final = ("REDIS_URL", "LITELLM_MASTER_KEY")
-
-
-class Wishes(msgspec.Struct, frozen=True, kw_only=True):
-    """What the command line asked for."""
-
-    host: str
-    port: int
-    procfile: str | None = None
-    scale: tuple[str, ...] = ()
-    ingresses: int | None = None
-    """`--num_workers`."""
-    debug: bool = False
-    example: Mapping[str, Any] = {}
-    errand: Callable[[first_screen.Ready], Awaitable[None]] | None = None
 
 
 @click.command(short_help="Run the whole gateway on this machine.")
@@ -81,12 +65,16 @@ def up(
       REDIS_URL=rediss://redis.internal promptmill up -c config.yaml --host 0.0.0.0
     """
     environment = dict(os.environ)
-    settings = configuration.load(Path(config) if config else None, environment, data_dir=data_dir)
-    settings = with_request_timeout(settings, request_timeout or environment.get(REQUEST_TIMEOUT_VARIABLE))
     if request_timeout:
         environment[REQUEST_TIMEOUT_VARIABLE] = str(request_timeout)
     wishes = Wishes(host=host, port=port, procfile=procfile_path, scale=scale, ingresses=num_workers, debug=debug)
-    return run(settings, environment, wishes)
+
+    def read() -> Plan:
+        settings = configuration.load(Path(config) if config else None, environment, data_dir=data_dir)
+        settings = with_request_timeout(settings, environment.get(REQUEST_TIMEOUT_VARIABLE))
+        return decide(settings, environment, wishes)
+
+    return run(read, wishes)
 
 
 @click.command(short_help="Run a gateway with an echo model and an example prompt manager.")
@@ -105,49 +93,31 @@ def demo(port: int, data_dir: str | None, once: bool) -> int:
     with contextlib.ExitStack() as stack:
         files = stack.enter_context(resources.as_file(resources.files("pipeline").joinpath("demo")))
         directory = data_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="promptmill-demo-"))
-        settings = configuration.load(files / "config.yaml", environment, data_dir=directory)
-        errand = _ask if once else None
-        return run(
-            settings,
-            environment,
-            Wishes(host="127.0.0.1", port=port, example=DEMO_REQUEST, errand=errand),
-        )
+        wishes = Wishes(host="127.0.0.1", port=port, example=DEMO_REQUEST, errand=_ask if once else None)
+
+        def read() -> Plan:
+            return decide(
+                configuration.load(files / "config.yaml", environment, data_dir=directory), environment, wishes
+            )
+
+        return run(read, wishes)
 
 
-def run(settings: Settings, environment: Mapping[str, str], wishes: Wishes) -> int:
-    """Run the gateway until it is told to stop, and return the exit status. Raises ConfigurationError."""
-    full = {**environment, **settings.environment}
-    check_exposure(settings, wishes.host, full)
-    processes = procfile.choose(wishes.procfile, Path(settings.directory))
-    counts = procfile.scales([*_ingresses(wishes, processes), *wishes.scale], processes)
-    url = configured_url(settings, environment)
-    plan = Plan(
-        settings=settings,
-        version=importlib.metadata.version("promptmill"),
-        procfile=processes,
-        counts=counts,
-        environment=environment,
-        redis_url=url,
-        binary=None if url else embedded.find_binary(environment),
-        debug=wishes.debug,
-        example=wishes.example,
-        errand=wishes.errand,
-    )
-    with lockfile.hold(Path(settings.data_dir)) as lock, listen(wishes.host, wishes.port) as sock:
+def run(read: Callable[[], Plan], wishes: Wishes) -> int:
+    """
+    Run the gateway until it is told to stop, and return the exit status. Raises ConfigurationError.
+
+    `read` makes the plan from the configuration as it is then: now, and whenever the gateway is to reload.
+    """
+    plan = read()
+    if plan.redis_url is None:
+        plan = msgspec.structs.replace(plan, binary=embedded.find_binary(plan.environment))
+    with lockfile.hold(Path(plan.settings.data_dir)) as lock, listen(wishes.host, wishes.port) as sock:
 
         async def supervise() -> int:
-            return await Supervisor(plan, sock, lock).run()
+            return await Supervisor(plan, read, sock, lock).run()
 
         return anyio.run(supervise)
-
-
-def _ingresses(wishes: Wishes, processes: procfile.Procfile) -> list[str]:
-    if wishes.ingresses is None:
-        return []
-    names = [name for name in processes.commands if processes.part(name) == "ingress"]
-    if not names:
-        raise ConfigurationError(f"--num_workers: {processes.source} has no ingress; take the option out")
-    return [f"{name}={wishes.ingresses}" for name in names]
 
 
 async def _ask(ready: first_screen.Ready) -> None:

@@ -7,12 +7,15 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from pipeline import check
 from pipeline.settings import Key, Settings
+
+_SHOWN: Final = 8
+"""Facts that changed, in one line."""
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +34,8 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     """Further fields of the request to try."""
     unusable: Mapping[str, str] = {}
     """Why providers cannot serve a deployment, by its id, as `workers.deployments` reports it."""
+    unserved: tuple[str, ...] = ()
+    """What no process here does, though requests need it."""
 
 
 def show(ready: Ready) -> None:
@@ -59,8 +64,17 @@ def lines(ready: Ready) -> list[tuple[str, str]]:
     ]
     rows += _labelled("models", _models(ready))
     rows += _labelled("managers", [_manager(facts) for facts in ready.managers])
+    rows += _labelled("warning", [_unserved(part) for part in ready.unserved])
     rows += _labelled("note", [_place(n.file, n.line) + n.message for n in ready.settings.notices])
     return [*rows, ("", ""), ("try", curl(ready)), ("stop", "Ctrl-C"), ("", "")]
+
+
+def changes(before: Ready, after: Ready) -> str:
+    """Return what the screen of a gateway that was reloaded says now, and what it does not say any more."""
+    was, now = _facts(before), _facts(after)
+    new, gone = [fact for fact in now if fact not in was], [fact for fact in was if fact not in now]
+    told = [f"reloaded: {_some(new)}"] if new or not gone else ["reloaded"]
+    return "\n".join([*told, *([f"no more: {_some(gone)}"] if gone else [])])
 
 
 def request(ready: Ready) -> dict[str, Any]:
@@ -85,6 +99,20 @@ def curl(ready: Ready) -> str:
     return " \\\n               ".join(words)
 
 
+def _facts(ready: Ready) -> list[str]:
+    label, facts = "", []
+    for named, value in lines(ready):
+        label = named or label
+        if value and label not in ("ready", "try", "stop"):
+            facts.append(f"{label} {value}")
+    return facts
+
+
+def _some(facts: list[str]) -> str:
+    more = f", and {len(facts) - _SHOWN} more" if len(facts) > _SHOWN else ""
+    return ", ".join(facts[:_SHOWN]) + more if facts else "keys, models and managers have the names they had"
+
+
 def _labelled(label: str, values: Iterable[str]) -> list[tuple[str, str]]:
     return [(label if first else "", value) for first, value in zip([True, *[False] * 10_000], values, strict=False)]
 
@@ -104,6 +132,12 @@ def _models(ready: Ready) -> list[str]:
         off = "disabled" if len(reasons) == len(model.deployments) else "partly disabled"
         found.append(f"{model.name} -> {targets}" + (f"   {off}: {reasons[0]}" if reasons else ""))
     return found or ["none; add some under model_list"]
+
+
+def _unserved(part: str) -> str:
+    if part == "ingress":
+        return "no ingress process runs here: nobody answers at this address"
+    return f"no process here works on {part}: unless one does elsewhere, requests end in 503 no_worker"
 
 
 def _manager(facts: Mapping[str, Any]) -> str:

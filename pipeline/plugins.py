@@ -1,11 +1,15 @@
-"""One-file extensions: every module of a package exports one object of a known name."""
+"""What other packages bring: modules of a known package that export one object, and sub-commands."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import pkgutil
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
+
+GROUP: Final = "promptmill.commands"
+"""Entry points under this name are sub-commands; packages bring their own."""
 
 
 def names(package: ModuleType) -> tuple[str, ...]:
@@ -27,3 +31,8 @@ def load(package: ModuleType, name: str, attribute: str) -> Any:
 def load_all(package: ModuleType, attribute: str) -> dict[str, Any]:
     """Import every extension of `package` and return its `attribute` under the module's name."""
     return {name: load(package, name, attribute) for name in names(package)}
+
+
+def commands() -> dict[str, importlib.metadata.EntryPoint]:
+    """Return the sub-commands that packages registered, by name, without importing them."""
+    return {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}

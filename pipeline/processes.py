@@ -18,17 +18,21 @@ _COLOURS: Final = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
 _LONGEST_LINE: Final = 64 * 1024  # bytes; a longer one is passed on in parts
 _AT_ONCE: Final = 3
 _LONGEST_PAUSE: Final = 30.0
-_HEALTHY: Final = 60.0
+_HEALTHY: Final = 5.0
+_AT_WORK: Final = 2.0
+"""Seconds after which a process that ends with status 0 was told to end, and is not one that has nothing to do."""
 
 
 class Backoff:
-    """How long to wait before a crashed process is started again; a minute of health forgets earlier crashes."""
+    """How long to wait before a crashed process is started again; five seconds of health forget earlier crashes."""
 
     def __init__(self) -> None:
         self._crashes = 0
 
-    def pause(self, ran: float) -> float:
+    def pause(self, ran: float, status: int = 1) -> float:
         """Return the pause in seconds after a process that `ran` for so long: three times none, then up to 30 s."""
+        if status == 0 and ran >= _AT_WORK:
+            return 0.0
         if ran >= _HEALTHY:
             self._crashes = 0
         self._crashes += 1
@@ -56,8 +60,8 @@ class Output:
             sys.stderr.buffer.flush()
 
     def say(self, text: str) -> None:
-        """Write a line of the supervisor's own."""
-        self.write("promptmill", text.encode())
+        """Write one or more lines of the supervisor's own."""
+        self.write("promptmill", *text.encode().splitlines())
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,11 +83,13 @@ class Child:
     def __init__(self, spec: Spec, output: Output, crashed: Callable[[Child, int], None]) -> None:
         self.spec = spec
         self._output = output
-        self._crashed = crashed
+        self._on_crash = crashed
         self._backoff = Backoff()
         self._process: Process | None = None
         self._stopping = anyio.Event()
         self._ended = anyio.Event()
+        self.crashed = anyio.Event()
+        """Set once it ended although nobody asked it to."""
 
     @property
     def pid(self) -> int | None:
@@ -98,8 +104,9 @@ class Child:
                 status = await self._once()
                 if self._stopping.is_set():
                     break
-                self._crashed(self, status)
-                pause = self._backoff.pause(anyio.current_time() - started)
+                self.crashed.set()
+                self._on_crash(self, status)
+                pause = self._backoff.pause(anyio.current_time() - started, status)
                 again = f"again in {pause:.0f} s" if pause else "starting it again"
                 self._output.say(f"{self.spec.name} {ending(status)}; {again}")
                 with anyio.move_on_after(pause):
@@ -108,15 +115,20 @@ class Child:
             self._ended.set()
 
     async def stop(self) -> None:
-        """Ask the process to stop, and wait until it has; kill it after its grace."""
-        self._stopping.set()
-        self._signal(signal.SIGTERM)
+        """Ask the process to stop, once, and wait until it has; kill it after its grace."""
+        if not self._stopping.is_set():
+            self._stopping.set()
+            self._signal(signal.SIGTERM)
         with anyio.move_on_after(self.spec.grace):
             await self._ended.wait()
             return
         self._output.say(f"{self.spec.name} did not stop within {self.spec.grace:.0f} s; killing it")
         self.kill()
         await self._ended.wait()
+
+    def hang_up(self) -> None:
+        """Tell the process to take over the keys of the configuration file."""
+        self._signal(signal.SIGHUP)
 
     def kill(self) -> None:
         """End the process, and what it started, at once."""

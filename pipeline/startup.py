@@ -27,14 +27,32 @@ REQUEST_TIMEOUT_VARIABLE: Final = "PROMPTMILL_REQUEST_TIMEOUT"
 """`--request_timeout` of `up`, in seconds, on its way to every process."""
 
 
-def load_settings(config: str | None, data_dir: str | None) -> Settings:
-    """Return the settings, with their `environment_variables` set in this process. Ends it with status 2 instead."""
-    try:
-        settings = with_request_timeout(read_settings(config, data_dir), os.environ.get(REQUEST_TIMEOUT_VARIABLE))
-    except ConfigurationError as error:
-        refuse(error)
-    set_environment(settings)
-    return settings
+class Source:
+    """Where the settings of this process come from: read at its start, and again when it is told to."""
+
+    def __init__(self, config: str | None, data_dir: str | None) -> None:
+        self._config = config
+        self._data_dir = data_dir
+        self._environment = dict(os.environ)  # as it was before the configuration set anything in it
+
+    def load(self) -> Settings:
+        """Return the settings, and set their `environment_variables` in this process. Ends it with status 2 instead."""
+        try:
+            settings = self.read()
+        except ConfigurationError as error:
+            refuse(error)
+        set_environment(settings)
+        return settings
+
+    def read(self) -> Settings:
+        """Return the settings as the file has them now. Raises ConfigurationError."""
+        path = Path(self._config) if self._config else None
+        settings = configuration.load(path, self._environment, data_dir=self._data_dir)
+        return with_request_timeout(settings, self._environment.get(REQUEST_TIMEOUT_VARIABLE))
+
+    def environment(self, settings: Settings) -> dict[str, str]:
+        """Return the variables of this process, with those that `settings` set."""
+        return {**self._environment, **settings.environment}
 
 
 def set_environment(settings: Settings) -> None:

@@ -35,7 +35,8 @@ def worker(stages: tuple[str, ...], config: str | None, data_dir: str | None, de
     75 the worker asked to be restarted (a prompt manager blocks half of its slots).
     """
     logs.configure(debug=debug)
-    settings = startup.load_settings(config, data_dir)
+    source = startup.Source(config, data_dir)
+    settings = source.load()
     try:
         specs = [load_stage(name) for name in dict.fromkeys(stages)]
         ended = anyio.run(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import click
 import pytest
 
-from pipeline import cli
+from pipeline import cli, plugins
 from pipeline.errors import ConfigurationError, PipelineError, TransportUnavailable
 
 CONFIG = """
@@ -104,8 +105,8 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 
 def test_an_entry_point_that_is_no_command_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = cli.importlib.metadata.EntryPoint("odd", "os:getcwd", cli.GROUP)
-    monkeypatch.setattr(cli, "_entry_points", lambda: {"odd": entry})
+    entry = EntryPoint("odd", "os:getcwd", plugins.GROUP)
+    monkeypatch.setattr(plugins, "commands", lambda: {"odd": entry})
     assert cli.promptmill.get_command(click.Context(cli.promptmill), "odd") is None
     assert cli.promptmill.get_command(click.Context(cli.promptmill), "none") is None
 

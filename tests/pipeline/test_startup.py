@@ -30,19 +30,19 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_the_variables_of_the_configuration_are_set_except_those_withheld(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMPTMILL_WITHHELD", "TWO,THREE")
-    startup.load_settings("config.yaml", None)
+    startup.Source("config.yaml", None).load()
     assert (os.environ["ONE"], os.environ["TWO"]) == ("1", "0")
 
 
 def test_a_configuration_that_cannot_be_read_ends_the_process_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        startup.load_settings("none.yaml", None)
+        startup.Source("none.yaml", None).load()
     assert capsys.readouterr().err.startswith("promptmill: ")
 
 
 def test_the_request_timeout_of_the_command_line_reaches_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMPTMILL_REQUEST_TIMEOUT", "5000")
-    ingress = startup.load_settings("config.yaml", None).ingress
+    ingress = startup.Source("config.yaml", None).load().ingress
     assert (ingress.request_timeout, ingress.max_request_timeout) == (5000, 5000)
     with pytest.raises(ConfigurationError, match="PROMPTMILL_REQUEST_TIMEOUT=soon"):
         startup.with_request_timeout(settings(), "soon")

@@ -18,8 +18,9 @@ from pipeline import lockfile, readiness, supervise
 from pipeline.errors import ConfigurationError
 from pipeline.first_screen import Ready
 from pipeline.listener import address_for_clients, listen
+from pipeline.plan import Plan
 from pipeline.procfile import parse, scales
-from pipeline.supervise import Plan, Supervisor
+from pipeline.supervise import Supervisor
 
 pytestmark = pytest.mark.anyio
 
@@ -40,7 +41,7 @@ def plan(directory: Path, procfile: str, redis_url: str, **fields: Any) -> Plan:
 
 async def run(decided: Plan, directory: Path) -> int:
     with lockfile.hold(directory) as lock, listen("127.0.0.1", 0) as sock:
-        return await Supervisor(decided, sock, lock).run()
+        return await Supervisor(decided, lambda: decided, sock, lock).run()
 
 
 async def test_a_procfile_that_was_asked_for_may_run_anything(
