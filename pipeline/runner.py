@@ -21,6 +21,7 @@ from pipeline.errors import (
     TransportError,
     WorkerLost,
 )
+from pipeline.rotation import Rotation
 from pipeline.settings import Settings
 from pipeline.stage import Fail, Stage, StageContext, StageSpec
 from pipeline.transport.delivery import End, HeldDelivery
@@ -240,12 +241,15 @@ def _being_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-async def run_stages(specs: Sequence[StageSpec], settings: Settings, url: str, stop: Stop) -> str:
+async def run_stages(
+    specs: Sequence[StageSpec], settings: Settings, url: str, stop: Stop, rotation: Rotation | None = None
+) -> str:
     """
     Run `specs` in this process until `stop`; returns why it was asked to restart, empty when it was not.
 
-    Raises ConfigurationError when a stage cannot be built.
+    `rotation` tells the stages of new keys. Raises ConfigurationError when a stage cannot be built.
     """
+    rotation = rotation or Rotation()
     reasons: list[str] = []
 
     def restart(reason: str) -> None:
@@ -257,7 +261,7 @@ async def run_stages(specs: Sequence[StageSpec], settings: Settings, url: str, s
     async with AsyncExitStack() as stack:
         stages = []
         for spec in specs:
-            context = StageContext(settings, Catalog(settings), transport.consumer, restart)
+            context = StageContext(settings, Catalog(settings), transport.consumer, restart, rotation)
             stages.append(await stack.enter_async_context(spec.open(context)))
         async with transport.connected(), anyio.create_task_group() as support:  # outlives the handlers: leases hold
             await transport.start(support, stop.event)

@@ -10,6 +10,7 @@ import msgspec
 
 from pipeline.errors import PipelineError
 from pipeline.job import Facts, Job
+from pipeline.rotation import Rotation
 
 if TYPE_CHECKING:
     from pipeline.catalog import Catalog
@@ -87,7 +88,7 @@ class Stage(Protocol):
 
 
 class StageContext(msgspec.Struct, frozen=True):
-    """What a stage is built from; all of it is read once, at start."""
+    """What a stage is built from; all of it is read once, at start, but for keys."""
 
     settings: Settings
     catalog: Catalog
@@ -95,6 +96,8 @@ class StageContext(msgspec.Struct, frozen=True):
     """Name of this process in the stage's consumer group."""
     restart: Callable[[str], None]
     """Ask for a drain and a restart of this process, saying why."""
+    rotation: Rotation = msgspec.field(default_factory=Rotation)
+    """Tells who holds keys that they changed."""
 
 
 class StageSpec(msgspec.Struct, frozen=True, kw_only=True):

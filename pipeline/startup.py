@@ -34,6 +34,7 @@ class Source:
         self._config = config
         self._data_dir = data_dir
         self._environment = dict(os.environ)  # as it was before the configuration set anything in it
+        self._set: frozenset[str] = frozenset()
 
     def load(self) -> Settings:
         """Return the settings, and set their `environment_variables` in this process. Ends it with status 2 instead."""
@@ -41,7 +42,7 @@ class Source:
             settings = self.read()
         except ConfigurationError as error:
             refuse(error)
-        set_environment(settings)
+        self.set_environment(settings)
         return settings
 
     def read(self) -> Settings:
@@ -50,15 +51,14 @@ class Source:
         settings = configuration.load(path, self._environment, data_dir=self._data_dir)
         return with_request_timeout(settings, self._environment.get(REQUEST_TIMEOUT_VARIABLE))
 
-    def environment(self, settings: Settings) -> dict[str, str]:
-        """Return the variables of this process, with those that `settings` set."""
-        return {**self._environment, **settings.environment}
-
-
-def set_environment(settings: Settings) -> None:
-    """Set the configuration's `environment_variables` in this process, but for those that `up` keeps from it."""
-    withheld = os.environ.get(WITHHELD_VARIABLE, "").split(",")
-    os.environ.update({name: value for name, value in settings.environment.items() if name not in withheld})
+    def set_environment(self, settings: Settings) -> None:
+        """Set the configuration's variables in this process, but for those that `up` keeps from it."""
+        withheld = os.environ.get(WITHHELD_VARIABLE, "").split(",")
+        wanted = {name: value for name, value in settings.environment.items() if name not in withheld}
+        for name in (gone := self._set - wanted.keys()):
+            os.environ.pop(name, None)
+        os.environ.update({name: value for name, value in self._environment.items() if name in gone} | wanted)
+        self._set = frozenset(wanted)
 
 
 def read_settings(config: str | None, data_dir: str | None) -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
 from typing import Any
 
 import anyio
@@ -11,9 +12,12 @@ import click
 import workers.stages
 from pipeline import logs, plugins, startup
 from pipeline.errors import ConfigurationError
+from pipeline.hangup import KeyReloader
+from pipeline.rotation import Rotation
 from pipeline.runner import Stop, run_stages
 from pipeline.settings import Settings
 from pipeline.stage import StageSpec
+from pipeline.startup import Source
 
 RESTART_STATUS = 75
 """Exit status of a worker that asked for its own restart (EX_TEMPFAIL): a supervisor starts it again."""
@@ -43,7 +47,7 @@ def worker(stages: tuple[str, ...], config: str | None, data_dir: str | None, de
             _serve,
             specs,
             settings,
-            startup.redis_url(settings),
+            source,
             backend="asyncio",
             backend_options={"use_uvloop": True},
         )
@@ -64,9 +68,10 @@ def load_stage(name: str) -> StageSpec:
     return spec
 
 
-async def _serve(specs: list[StageSpec], settings: Settings, url: str) -> str | ConfigurationError:
+async def _serve(specs: list[StageSpec], settings: Settings, source: Source) -> str | ConfigurationError:
     """Run until told to stop; returns why a restart is wanted, or what is wrong with the configuration."""
-    stop = Stop()
+    stop, rotation = Stop(), Rotation()
+    keys = KeyReloader(source, settings, partial(_take_over, source, rotation))
     ended: str | ConfigurationError = ""
 
     async def heed(signals: Any) -> None:
@@ -76,9 +81,15 @@ async def _serve(specs: list[StageSpec], settings: Settings, url: str) -> str | 
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(heed, signals)
+            tasks.start_soon(keys.run, stop)
             try:
-                ended = await run_stages(specs, settings, url, stop)
+                ended = await run_stages(specs, settings, startup.redis_url(settings), stop, rotation)
             except ConfigurationError as error:  # a task group would wrap it
                 ended = error
             tasks.cancel_scope.cancel()
     return ended
+
+
+def _take_over(source: Source, rotation: Rotation, settings: Settings) -> None:
+    source.set_environment(settings)  # prompt managers look there
+    rotation(settings)

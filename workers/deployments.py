@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 import click
 import msgspec
 
-from pipeline import configuration, startup
 from pipeline.errors import ConfigurationError
 from pipeline.settings import Settings
+from pipeline.startup import Source
 from workers.providers._calls import Calls
 
 _ANY_PROVIDER = "*"
@@ -27,15 +26,16 @@ def unusable(settings: Settings, environment: Mapping[str, str]) -> dict[str, st
 
 
 @click.command()
-@click.option("--config", type=click.Path(path_type=Path), help="Configuration file; else PROMPTMILL_CONFIG names it.")
-def report(config: Path | None) -> None:
+@click.option("--config", help="Configuration file; else PROMPTMILL_CONFIG names it.")
+def report(config: str | None) -> None:
     """Print the reasons, in the environment of a dispatch worker. Exit status 2 when the file cannot be used."""
     try:
-        settings = configuration.load(config, os.environ)
+        source = Source(config, None)
+        settings = source.read()
     except ConfigurationError as error:
         click.echo(error.message, err=True)
         sys.exit(2)
-    startup.set_environment(settings)
+    source.set_environment(settings)
     click.echo(msgspec.json.encode(unusable(settings, os.environ)))
 
 

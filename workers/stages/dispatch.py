@@ -49,6 +49,11 @@ class DispatchStage:
         self._sender = sender
         self._router = router
 
+    def rotate(self, settings: Settings) -> None:
+        """Take over keys; calls that were prepared go on with those they have."""
+        self._catalog = Catalog(settings)
+        self._calls = Calls({**os.environ, **settings.environment})
+
     async def handle(self, delivery: Delivery) -> Outcome:
         """Answer one job, or say why it cannot be answered."""
         job = delivery.job
@@ -198,7 +203,9 @@ async def _open(context: StageContext) -> AsyncIterator[DispatchStage]:
     router = Router(settings.router, LocalCooldowns(settings.router), chance)
     calls = Calls({**os.environ, **settings.environment})
     async with Sender(settings.dispatch) as sender:
-        yield DispatchStage(settings, context.catalog, calls, sender, router)
+        opened = DispatchStage(settings, context.catalog, calls, sender, router)
+        context.rotation.also(opened.rotate)
+        yield opened
 
 
 def _poisoned(job_id: str) -> PipelineError:
