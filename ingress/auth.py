@@ -6,8 +6,10 @@ import hashlib
 import secrets
 from collections.abc import Iterable, Mapping
 from typing import Final
+from urllib.parse import urlsplit
 
 from pipeline.errors import ConfigurationError, Unauthenticated
+from pipeline.exposure import is_loopback
 from pipeline.settings import Key
 
 HASHED: Final = "sha256:"
@@ -41,7 +43,10 @@ class Keyring:
 
     def authenticate(self, path: str, headers: Mapping[bytes, bytes]) -> Key:
         """Return who asks for `path`: the scope's, never one rebuilt from headers. Raises Unauthenticated."""
-        if self.open or path in OPEN_PATHS:
+        if path in OPEN_PATHS:
+            return ANONYMOUS
+        if self.open:
+            _check_origin(headers)
             return ANONYMOUS
         presented = _presented(headers)
         if not presented:
@@ -53,6 +58,18 @@ class Keyring:
 
     def _blinded(self, digest: bytes) -> bytes:
         return hashlib.blake2b(digest, key=self._secret).digest()
+
+
+def _check_origin(headers: Mapping[bytes, bytes]) -> None:
+    """Refuse what another site's page makes a browser on this machine send; to listen on loopback does not."""
+    if origin := headers.get(b"origin"):
+        try:
+            local = is_loopback(urlsplit(origin.decode("latin-1")).hostname or "")
+        except ValueError:
+            local = False
+        if not local:
+            remedy = "set PROMPTMILL_MASTER_KEY, and let the page send it"
+            raise Unauthenticated(f"a gateway without keys does not serve web pages of other sites; {remedy}")
 
 
 def _presented(headers: Mapping[bytes, bytes]) -> bytes:

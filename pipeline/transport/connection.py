@@ -162,10 +162,9 @@ async def _connect(url: str, name: str) -> AbstractConnection:
             socket_connect_timeout=ANSWER_TIMEOUT,
             client_name=name,
         )
-    except ValueError as error:
-        raise ConfigurationError(
-            f"REDIS_URL cannot be used: {error}", hint="Give redis://, rediss:// or unix://."
-        ) from error
+    except ValueError:  # its words may hold a part of the password
+        hint = "Give redis://, rediss:// or unix://; write special characters of a password as %40 and the like."
+        raise ConfigurationError("REDIS_URL cannot be used: it is no URL of a server", hint=hint) from None
     connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py has no annotation here
     try:
         await connection.connect()  # type: ignore[no-untyped-call]

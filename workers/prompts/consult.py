@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-import re
 import time
 from typing import Any, Final
 
 from pipeline import logs, metrics
 from pipeline.errors import PipelineError, PromptManagerError, PromptNotFound, PromptTimeout
+from pipeline.redaction import redact, secrets_in
 from workers.prompts import places
 from workers.prompts.calls import Overran
 from workers.prompts.isolation import Isolation
@@ -22,7 +22,6 @@ from workers.prompts.results import HookResult, read_result
 _log = logs.logger("prompts")
 
 _LONGEST: Final = 300
-_CREDENTIALS: Final = re.compile(r"(://)[^/@\s]+@|\b(?:sk|pk)-[\w-]{6,}")
 
 
 class _Leg:
@@ -109,13 +108,13 @@ def _failure(manager: Manager, error: BaseException) -> PipelineError:
 
 
 def _words(error: BaseException) -> str:
-    """Return the first line of an exception's own words, cut, and without what looks like a credential."""
+    """Return the first line of an exception's own words, cut, and without what this process must not tell."""
     try:
         # A lone surrogate, which no reply can carry, is shown as its escape.
         lines = str(error).encode(errors="backslashreplace").decode().strip().splitlines()
     except BaseException:  # noqa: BLE001 - `__str__` is user code as well, and here it runs on the transport's loop
         return ""
-    return ": " + _CREDENTIALS.sub(r"\1***", lines[0])[:_LONGEST] if lines else ""
+    return ": " + redact(lines[0], secrets_in(os.environ))[:_LONGEST] if lines else ""
 
 
 def _timeout(manager: Manager, overrun: Overran, limit: float) -> PromptTimeout:

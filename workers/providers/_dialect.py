@@ -22,8 +22,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     urls: Mapping[str, str]
     """Where each operation it speaks goes."""
     headers: Mapping[str, str]
-    secret: str | None = None
-    """The key in plain, to take it out of what the provider says."""
+    secrets: tuple[str, ...] = ()
+    """Its key and all else it is called with that must not be told, to take them out of what the provider says."""
 
     def __repr__(self) -> str:
         return f"Endpoint({self.prefix})"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import email.utils
-import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -21,16 +20,11 @@ from pipeline.errors import (
     UpstreamUnavailable,
 )
 from pipeline.job import ErrorFields
+from pipeline.redaction import redact
 from workers.providers._dialect import Endpoint
 
 MESSAGE_LIMIT: Final = 2_000
 """Characters of a provider's message that are passed on."""
-
-_SECRETS: Final = re.compile(
-    r"(?i:bearer\s+)[\w.~+/=*-]+"
-    r"|\b(?:sk|pk|rk|gsk|xai|key|hf|pplx)[-_][\w*-]{6,}"
-    r"|\bAKIA[0-9A-Z]{12,}|\bAIza[\w-]{20,}|\beyJ[\w-]{8,}\.[\w.-]+"
-)
 
 
 class Said(msgspec.Struct, frozen=True):
@@ -91,11 +85,9 @@ def _text(value: msgspec.Raw) -> str:
     return "" if plain is None else str(plain)
 
 
-def scrubbed(text: str, secret: str | None) -> str:
-    """Return `text` without the deployment's key, without anything that looks like a key, and not too long."""
-    if secret:
-        text = text.replace(secret, "[redacted]")
-    text = _SECRETS.sub("[redacted]", text[: 4 * MESSAGE_LIMIT])
+def scrubbed(text: str, secrets: Iterable[str]) -> str:
+    """Return `text` without the deployment's secrets, without anything that looks like one, and not too long."""
+    text = redact(text[: 4 * MESSAGE_LIMIT], secrets)
     return text if len(text) <= MESSAGE_LIMIT else text[:MESSAGE_LIMIT] + "…"
 
 
@@ -118,7 +110,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 def provider_error(status: int, headers: Mapping[str, str], told: Said, endpoint: Endpoint) -> UpstreamError:
     """Return the error for an answer that is not a 200, `told` being what its body says."""
     who = endpoint.prefix
-    message = scrubbed(told.message, endpoint.secret)
+    message = scrubbed(told.message, endpoint.secrets)
     words = f": {message}" if message else ""
     wait = retry_after(headers)
     if status in {401, 403}:
@@ -142,7 +134,7 @@ def provider_error(status: int, headers: Mapping[str, str], told: Said, endpoint
 
 
 def _rejected(status: int, message: str, told: Said, endpoint: Endpoint) -> UpstreamRejected:
-    clean = {name: scrubbed(getattr(told, name) or "", endpoint.secret)[:200] for name in ("type", "code", "param")}
+    clean = {name: scrubbed(getattr(told, name) or "", endpoint.secrets)[:200] for name in ("type", "code", "param")}
     wire = ErrorFields(
         status=status,
         type=clean["type"] or "invalid_request_error",
@@ -167,7 +159,7 @@ def _unexpected(status: int, endpoint: Endpoint) -> UpstreamGarbled:
 
 def error_under_200(told: Said, endpoint: Endpoint) -> UpstreamGarbled:
     """Return the error for an answer that says 200 and holds an error."""
-    message = scrubbed(told.message, endpoint.secret) or "it gave no reason"
+    message = scrubbed(told.message, endpoint.secrets) or "it gave no reason"
     return UpstreamGarbled(f"{endpoint.prefix} answered 200 with an error: {message}", upstream_status=200)
 
 
@@ -175,5 +167,5 @@ def error_in_stream(told: Said, endpoint: Endpoint) -> UpstreamError:
     """Return the error a stream reports instead of going on; some hosts put an HTTP status in its `code`."""
     if told.code.isdecimal() and 400 <= int(told.code[:4]) < 600:
         return provider_error(int(told.code[:4]), {}, told, endpoint)
-    message = scrubbed(told.message, endpoint.secret) or "it gave no reason"
+    message = scrubbed(told.message, endpoint.secrets) or "it gave no reason"
     return UpstreamUnavailable(f"{endpoint.prefix} ended the stream with an error: {message}", upstream_status=200)

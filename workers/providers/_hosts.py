@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from pipeline.errors import ModelDisabled
+from pipeline.redaction import LEAST, credentials, forms
 from pipeline.settings import ENVIRONMENT_PREFIX, Deployment, Secret
 from workers.providers._dialect import Endpoint
 
@@ -57,7 +58,14 @@ def endpoint(prefix: str, host: Host, deployment: Deployment, environment: Mappi
                 hint="look for a line break or another control character in its `api_key` and `extra_headers`",
             )
     urls = {operation: base + PATHS[operation] for operation in host.operations}
-    return Endpoint(prefix=prefix, urls=urls, headers=headers, secret=key or None)
+    return Endpoint(prefix=prefix, urls=urls, headers=headers, secrets=_secrets(key, deployment))
+
+
+def _secrets(key: str, deployment: Deployment) -> tuple[str, ...]:
+    """Return what a provider must not tell: an operator's header may be a key as well, with its scheme or without."""
+    headers = [part for value in deployment.headers.values() for part in (value, value.rpartition(" ")[2])]
+    found = [*headers, *credentials(deployment.api_base or "")]
+    return forms([key, *(value for value in found if len(value) >= LEAST)])
 
 
 def _key(host: Host, deployment: Deployment, environment: Mapping[str, str]) -> str:

@@ -191,7 +191,10 @@ async def test_chat_messages_of_a_manager_become_responses_items(tmp_path: Path)
         ("raise asyncio.CancelledError", "cancelled by its own code"),
         ("raise GeneratorExit", "GeneratorExit"),
         (r"raise ValueError('half a pair: \ud800')", r"ValueError: half a pair: \ud800"),
-        ("raise OSError('cannot reach postgres://me:secret@db/x with sk-abcdef123')", "postgres://***db/x with ***"),
+        (
+            "raise OSError('cannot reach postgres://me:secret@db/x with sk-abcdef123')",
+            "postgres://[redacted]db/x with [redacted]",
+        ),
     ],
 )
 async def test_whatever_a_hook_raises_is_a_managers_error_with_file_and_line(

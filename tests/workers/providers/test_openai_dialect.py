@@ -15,7 +15,7 @@ from workers.providers.openai import provider
 
 CHAT = "chat.completions"
 ENDPOINT = Endpoint(
-    prefix="openai", urls={CHAT: "https://host/v1/chat/completions"}, headers={"a": "b"}, secret="hush-hush"
+    prefix="openai", urls={CHAT: "https://host/v1/chat/completions"}, headers={"a": "b"}, secrets=("hush-hush",)
 )
 
 
@@ -37,7 +37,7 @@ def test_an_operation_the_host_does_not_speak_is_the_requests_fault() -> None:
 
 def test_neither_endpoint_nor_request_shows_its_key() -> None:
     endpoint = Endpoint(
-        prefix="openai", urls={CHAT: "https://h"}, headers={"Authorization": "hush-hush"}, secret="hush-hush"
+        prefix="openai", urls={CHAT: "https://h"}, headers={"Authorization": "hush-hush"}, secrets=("hush-hush",)
     )
     assert "hush" not in repr(endpoint)
     assert "hush" not in repr(provider.request(CHAT, as_fields({"prompt": "hush"}), endpoint))

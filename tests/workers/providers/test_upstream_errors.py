@@ -19,7 +19,7 @@ from pipeline.errors import (
 from workers.providers._dialect import Endpoint
 from workers.providers._errors import MESSAGE_LIMIT, Said, provider_error, retry_after, said, scrubbed
 
-ENDPOINT = Endpoint(prefix="groq", urls={}, headers={}, secret="my+secret")
+ENDPOINT = Endpoint(prefix="groq", urls={}, headers={}, secrets=("my+secret",))
 
 
 @pytest.mark.parametrize(
@@ -100,15 +100,15 @@ def test_a_refused_key_is_the_operators_and_says_so() -> None:
     ["my+secret", "sk-proj-abcdef123", "Bearer abc.def-123", "gsk_abcdefgh", "AKIAABCDEFGHIJKLMNOP", "sk-abc***wxyz"],
 )
 def test_whatever_looks_like_a_key_is_redacted(secret: str) -> None:
-    assert scrubbed(f"Incorrect API key provided: {secret}.", "my+secret").startswith(
+    assert scrubbed(f"Incorrect API key provided: {secret}.", ("my+secret",)).startswith(
         "Incorrect API key provided: [redacted]"
     )
-    assert secret not in scrubbed(f"x {secret} y", "my+secret")
+    assert secret not in scrubbed(f"x {secret} y", ("my+secret",))
 
 
 def test_ordinary_words_are_not_redacted() -> None:
     text = "the task-based key_of model sk- is risky; max_tokens must be <= 4096"
-    assert scrubbed(text, None) == text
+    assert scrubbed(text, ()) == text
 
 
 def test_a_rejections_type_code_and_param_are_scrubbed_too() -> None:
@@ -118,7 +118,7 @@ def test_a_rejections_type_code_and_param_are_scrubbed_too() -> None:
 
 
 def test_a_long_message_is_cut() -> None:
-    assert len(scrubbed("long " * 5000, None)) == MESSAGE_LIMIT + 1
+    assert len(scrubbed("long " * 5000, ())) == MESSAGE_LIMIT + 1
 
 
 @pytest.mark.parametrize(
