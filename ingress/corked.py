@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Final
+
+BEHIND: Final = 64 * 1024
+"""Unsent bytes with which a client is behind: uvicorn waits then, on the signal that uvloop gives at this limit."""
 
 
 class CorkedTransport(asyncio.Transport):
@@ -24,6 +27,19 @@ class CorkedTransport(asyncio.Transport):
         if not self._parts:
             self._loop.call_soon(self._flush)
         self._parts.append(data)
+
+    def write_chunk(self, data: bytes) -> bool:
+        """
+        Write a piece of a chunked body as uvicorn would; return False, with nothing written, to whoever has to wait.
+
+        No turn of the loop is waited for: nothing follows a stream's frame that could share its system call.
+        """
+        transport = self._transport
+        if self._parts or transport.is_closing() or transport.get_write_buffer_size() > BEHIND:
+            return False
+        if data:  # an empty chunk would be the end of the body
+            transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
 
     def close(self) -> None:
         """Write what is left, then close."""

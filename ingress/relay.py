@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -9,7 +10,7 @@ import msgspec
 from starlette.types import Receive
 
 from ingress.errors import error_event
-from ingress.exchange import JSON, LEAVING, Exchange, Leaving, header_value
+from ingress.exchange import CHUNKS, JSON, LEAVING, Exchange, Leaving, header_value
 from pipeline import failpoints, logs
 from pipeline.errors import Cancelled, DeadlineExceeded, PipelineError
 from pipeline.job import Facts, Frame, Job
@@ -111,20 +112,42 @@ async def _whole(exchange: Exchange, answer: Answer, job: Job) -> None:
 async def _stream(exchange: Exchange, waiter: Waiter, job: Job, frame: Frame) -> None:
     """Pass frames on as they come, until the answer."""
     item: Frame | Answer = frame
-    data = b""
+    line = _Line(exchange)
     # `next` has the job's deadline; this one is for a client that neither reads nor leaves.
     seconds = (job.deadline - exchange.edge.transport.now()) / 1000 + STUCK
     with anyio.CancelScope(deadline=anyio.current_time() + seconds) as scope:
         while isinstance(item, Frame):
-            data = item.data
-            await _send(exchange, data)
+            await line.send(item.data)
             if failpoints.ARMED:
                 await failpoints.reach("ingress.mid_stream")
-            item = await waiter.next()
-        await _end(exchange, item, job, ended=data.endswith(b"\n\n"))
+            item = await waiter.next(line.push)
+        await _end(exchange, item, job, ended=line.last.endswith(b"\n\n"))
     if scope.cancelled_caught:  # without its end the server cuts the connection: nothing else would be read either
         waiter.cancel()
         exchange.code = DeadlineExceeded.code
+
+
+class _Line:
+    """The two ways of a frame to its client: right from the reader of replies, and through a task that can wait."""
+
+    __slots__ = ("_exchange", "_write", "last")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._write: Callable[[bytes], bool] | None = exchange.scope.get(CHUNKS)
+        self.last = b""
+
+    async def send(self, data: bytes) -> None:
+        """Write once the client has room for it."""
+        self.last = data
+        await _send(self._exchange, data)
+
+    def push(self, data: bytes) -> bool:
+        """Write now, or return False."""
+        if self._write is None or not self._write(data):
+            return False
+        self.last = data
+        return True
 
 
 async def _end(exchange: Exchange, answer: Answer, job: Job, *, ended: bool) -> None:

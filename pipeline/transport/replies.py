@@ -39,6 +39,9 @@ WAITER_BYTES: Final = 2**20
 BODY_WAIT: Final = 15.0
 """Seconds an answer's large body is asked for while Redis is away."""
 
+Push = Callable[[bytes], bool]
+"""Takes a frame's bytes at once, without a task's wake, or returns False and does nothing."""
+
 log = logs.logger("replies")
 
 
@@ -59,6 +62,7 @@ class Waiter:
         "_error",
         "_items",
         "_next",
+        "_push",
         "_run",
         "_unread",
         "batch",
@@ -85,14 +89,16 @@ class Waiter:
         self._cancel = cancel
         self._items: deque[Frame | tuple[Reply, bytes, str]] = deque()
         self._arrived: asyncio.Event | None = None
+        self._push: Push | None = None
+        """Set only while `next` waits and nothing lies before it: what is pushed then overtakes nothing."""
         self._error: PipelineError | None = None
         self._run = ""
         self._next = 0
         self._unread = 0
 
-    async def next(self) -> Frame | Answer:
+    async def next(self, push: Push | None = None) -> Frame | Answer:
         """
-        Return the next frame, or the answer, after which there is nothing.
+        Return the next frame, or the answer, after which there is nothing. What `push` takes meanwhile is done with.
 
         Raises WorkerLost (a gap, or another run's answer after bytes went out), DeadlineExceeded, NoWorker,
         Cancelled (after `cancel`) and TransportUnavailable (Redis lost the job, or a large body was not fetched).
@@ -100,8 +106,12 @@ class Waiter:
         while not self._items:
             if self._error is not None:
                 raise self._error
-            self._arrived = asyncio.Event()  # one a frame, and anyio's costs 2 µs more
-            await self._arrived.wait()
+            arrived = self._arrived = asyncio.Event()  # one a frame, and anyio's costs 2 µs more
+            self._push = push
+            try:
+                await arrived.wait()
+            finally:
+                self._push = None
         item = self._items[0]
         if isinstance(item, Frame):
             self._unread -= len(item.data)
@@ -128,8 +138,7 @@ class Waiter:
         self.failed = True
         if self._error is None:
             self._error = error
-        if self._arrived is not None:
-            self._arrived.set()
+        self._wake()
 
     def take_frame(self, frame: Frame) -> None:
         """Accept a frame of the run this waiter follows; fails it after a gap, and when its client is too slow."""
@@ -141,6 +150,8 @@ class Waiter:
             self.fail(WorkerLost("a part of the streamed answer was lost", hint="Send the request again."))
             return
         self._next += 1
+        if self._push is not None and self._push(frame.data):
+            return
         if self._unread > WAITER_BYTES:  # by what was there before: one event may be larger than that
             log.warning("client reads too slowly", job=self.id)
             self.fail(Cancelled("the client reads too slowly", hint="Read the stream as it comes."))
@@ -157,6 +168,10 @@ class Waiter:
 
     def _put(self, item: Frame | tuple[Reply, bytes, str]) -> None:
         self._items.append(item)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._push = None
         if self._arrived is not None:
             self._arrived.set()
 
@@ -226,11 +241,14 @@ class Replies:
                 self._settle(reply, values.get(b"b", b""), values.get(b"r", b"").decode())
             elif b"f" in values:
                 for frame in decode_frames(values[b"f"]):
-                    await self._hand_out(frame)
+                    self._hand_out(frame)
+                    if self._frames >= YIELD_EVERY or self._bytes >= YIELD_BYTES:
+                        self._frames = self._bytes = 0
+                        await anyio.lowlevel.checkpoint()
         except (ValueError, RecursionError) as error:
             log.error("unreadable reply", error=type(error).__name__)
 
-    async def _hand_out(self, frame: Frame) -> None:
+    def _hand_out(self, frame: Frame) -> None:
         waiter = self.waiters.get(frame.id)
         if waiter is not None:
             waiter.take_frame(frame)
@@ -238,9 +256,6 @@ class Replies:
                 self._cancel(waiter)
         self._frames += 1
         self._bytes += len(frame.data)
-        if self._frames >= YIELD_EVERY or self._bytes >= YIELD_BYTES:
-            self._frames = self._bytes = 0
-            await anyio.lowlevel.checkpoint()
 
     def _settle(self, reply: Reply, body: bytes, reference: str) -> None:
         waiter = self.waiters.pop(reply.id, None)

@@ -35,14 +35,17 @@ class FakeWaiter:
         self.id = job.id
         self.cancelled = False
         self.answered = False
+        self.pushed = 0
         self._items = deque(items)
         self._arrived = anyio.Event()
+        self._push: Callable[[bytes], bool] | None = None
 
-    async def next(self) -> Frame | Answer:
+    async def next(self, push: Callable[[bytes], bool] | None = None) -> Frame | Answer:
         while not self._items:
             if self.cancelled:
                 raise Cancelled("the client left")
             self._arrived = anyio.Event()
+            self._push = push
             await self._arrived.wait()
         item = self._items.popleft()
         if isinstance(item, PipelineError):
@@ -51,7 +54,12 @@ class FakeWaiter:
         return item
 
     def put(self, *items: Item) -> None:
-        self._items.extend(items)
+        for item in items:
+            if isinstance(item, Frame) and self._push is not None and self._push(item.data):
+                self.pushed += 1
+            else:
+                self._push = None
+                self._items.append(item)
         self._arrived.set()
 
     def cancel(self) -> None:

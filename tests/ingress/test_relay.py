@@ -201,6 +201,49 @@ class TestSilence:
         assert response.text.endswith(': ping\n\ndata: {\ndata: "a":1}\n\n')
 
 
+class TestPushing:
+    """Over a real socket: frames that come while their client keeps up need no task to pass them on."""
+
+    async def test_frames_are_pushed_behind_the_first_and_the_end_comes_last(self) -> None:
+        transport = FakeTransport(lambda *_: [frame(b"data: 0\n\n")])
+        async with serving(transport) as served, await served.connect() as client:
+            await client.send(request_bytes(json.dumps(STREAM).encode()))
+            data = await _until(client, b"data: 0\n\n\r\n")
+            (waiter,) = transport.waiters
+            waiter.put(frame(b"data: 1\n\n", 1), frame(b"", 2), frame(b"data: ", 3))
+            assert waiter.pushed == 3
+            data += await _until(client, b"data: \r\n")
+            waiter.put(answer(b"", error=ERROR, frames=4))
+            data += await _until(client, b"0\r\n\r\n")
+        body = data.partition(b"\r\n\r\n")[2]
+        assert body.startswith(b"9\r\ndata: 0\n\n\r\n9\r\ndata: 1\n\n\r\n6\r\ndata: \r\n")
+        assert b'\r\n\n\ndata: {"error"' in body, "half an event was pushed last"
+
+    async def test_a_client_that_does_not_read_is_waited_for_and_misses_nothing(self) -> None:
+        events = [b"data: %06d %s\n\n" % (n, b"x" * 20_000) for n in range(1000)]
+        transport = FakeTransport(lambda *_: [frame(events[0])])
+        async with serving(transport) as served, await served.connect() as client:
+            await client.send(request_bytes(json.dumps(STREAM).encode()))
+            await wait_until(lambda: transport.waiters and transport.waiters[0]._push)
+            (waiter,) = transport.waiters
+            for n, event in enumerate(events[1:], 1):
+                waiter.put(frame(event, n))
+                await anyio.lowlevel.checkpoint()
+            waiter.put(answer(b"", frames=len(events)))
+            assert 0 < waiter.pushed < len(events) - 1
+            data = await _until(client, b"0\r\n\r\n")
+        chunk = b"%x\r\n" % len(events[0])
+        assert data.partition(b"\r\n\r\n")[2] == b"".join(chunk + event + b"\r\n" for event in events) + b"0\r\n\r\n"
+
+
+async def _until(client: anyio.abc.SocketStream, end: bytes) -> bytes:
+    data = bytearray()
+    with anyio.fail_after(5):
+        while not data.endswith(end):
+            data += await client.receive()
+    return bytes(data)
+
+
 class TestDisconnects:
     """Over a real socket: the job of a client that leaves is cancelled."""
 

@@ -47,6 +47,59 @@ async def test_a_waiter_follows_the_first_run_it_sees_and_drops_repeats(url: str
         assert items[3].reply.run == "a"
 
 
+class Line:
+    """Takes what is pushed while it is `open`."""
+
+    def __init__(self) -> None:
+        self.open = True
+        self.taken: list[bytes] = []
+
+    def push(self, data: bytes) -> bool:
+        if self.open:
+            self.taken.append(data)
+        return self.open
+
+
+async def test_frames_are_pushed_while_somebody_waits_and_overtake_nothing(url: str) -> None:
+    line = Line()
+    async with connected_client(url, QUICK) as client, anyio.create_task_group() as tasks:
+        waiter = await client.submit(job_for(client, stream=True), b"{}")
+        frames = [Frame(waiter.id, "a", n, b"%d" % n) for n in range(6)]
+
+        async def follow() -> None:
+            while isinstance(item := await waiter.next(line.push), Frame):
+                line.taken.append(item.data)
+            line.taken.append(item.body)
+
+        waiter.take_frame(frames[0])
+        assert line.taken == []  # nobody waits
+        tasks.start_soon(follow)
+        await wait_until(lambda: waiter._push)
+        for frame in (frames[1], frames[1], Frame(waiter.id, "b", 2, b"other run"), frames[2]):
+            waiter.take_frame(frame)
+        assert line.taken == [b"0", b"1", b"2"]
+        line.open = False
+        waiter.take_frame(frames[3])
+        line.open = True
+        waiter.take_frame(frames[4])  # behind one that waits for its turn
+        assert line.taken == [b"0", b"1", b"2"]
+        await wait_until(lambda: waiter._push)
+        waiter.take_frame(frames[5])
+        waiter.take_reply(Reply(id=waiter.id, run="a", frames=6), b"end", "")
+    assert line.taken == [b"0", b"1", b"2", b"3", b"4", b"5", b"end"]
+
+
+async def test_after_a_cancelled_wait_nothing_is_pushed(url: str) -> None:
+    line = Line()
+    async with connected_client(url, QUICK) as client:
+        waiter = await client.submit(job_for(client, stream=True), b"{}")
+        with anyio.move_on_after(0.01):
+            await waiter.next(line.push)
+        waiter.take_frame(Frame(waiter.id, "a", 0, b"0"))
+        assert (await waiter.next()).data == b"0"
+    assert line.taken == []
+
+
 async def test_a_gap_ends_the_stream_and_cancels_the_job(url: str) -> None:
     async with connected_client(url, QUICK) as client, raw_link(url) as link:
         waiter = await client.submit(job_for(client, stream=True), b"{}")
