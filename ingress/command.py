@@ -38,7 +38,7 @@ def ingress(config: str | None, host: str, port: int, data_dir: str | None, debu
         refuse(error)
     gc.freeze()  # what is loaded by now lives as long as the process: looking through it again and again is
     gc.set_threshold(10_000)  # a tenth of all CPU, and hardly a request leaves a cycle behind
-    anyio.run(_run, settings, url, bound, backend_options={"use_uvloop": True})
+    anyio.run(_run, settings, url, bound, source, backend_options={"use_uvloop": True})
 
 
 def _socket(settings: Settings, host: str, port: int) -> socket.socket:
@@ -56,6 +56,6 @@ def _socket(settings: Settings, host: str, port: int) -> socket.socket:
     return bound
 
 
-async def _run(settings: Settings, url: str, bound: socket.socket) -> None:
+async def _run(settings: Settings, url: str, bound: socket.socket, source: Source) -> None:
     async with open_client(settings, url) as transport:
-        await serve(settings, transport, bound)
+        await serve(settings, transport, bound, source)

@@ -16,8 +16,11 @@ from pipeline.errors import BacklogFull, InvalidRequest, RequestError, RequestTi
 from pipeline.job import new_id
 from pipeline.settings import IngressSettings
 
-FIRST_WORDS: Final = 1.0
-"""Seconds a connection that has just come is given for its request when the drain begins: it is on its way."""
+LAST_WORDS: Final = 1.0
+"""Seconds an idle connection is given for one more request when the drain begins: it may be on its way."""
+
+SECOND_LOOK: Final = 0.02
+"""Seconds in which a busy loop gets to read what had come when a connection's time was up."""
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 """Of a head; also what may follow a body's last byte, or stand between two of them, without being body."""
@@ -103,8 +106,11 @@ class BoundedProtocol(HttpToolsProtocol):
         """The body is complete. Its last bytes may have paused reading, and who does not read hears nobody leave."""
         self.cycle.scope[COMPLETE] = True  # type: ignore[typeddict-unknown-key]
         super().on_message_complete()
-        if self.cycle.response_complete:  # it was answered unread
-            self._speaking, self._since = False, self.loop.time()
+        if self.cycle.response_complete:  # it was answered unread; its last bytes stopped the clock of idle connections
+            self._speaking = False
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
         if not self.pipeline:  # a client that sends on before its answer came waits where it is
             self.flow.resume_reading()
 
@@ -114,12 +120,22 @@ class BoundedProtocol(HttpToolsProtocol):
         self._speaking, self._since = self._in_head, self.loop.time()
 
     def shutdown(self) -> None:
-        """Begin the drain: finish what is under way, and do not cut off who is about to send a first request."""
-        if not (self._begun or self._last_request):
-            self._last_request = True
-            self.loop.call_later(FIRST_WORDS, self.shutdown)
-        else:
-            super().shutdown()
+        """
+        Begin the drain: whoever may be about to send is answered once more, and told that it was the last time.
+
+        A client that keeps connections sees one close only while it is idle, never under a request.
+        """
+        self._last_request = True
+        self.timeout_keep_alive = LAST_WORDS  # type: ignore[assignment]  # seconds: it goes to `call_later` as it is
+        if not self._is_answering():
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(LAST_WORDS, self.timeout_keep_alive_handler)
+        elif not self.cycle.response_started:
+            self.cycle.keep_alive = False
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection, unless what came while the loop was busy is a request."""
+        self.timeout_keep_alive_task = self.loop.call_later(SECOND_LOOK, super().timeout_keep_alive_handler)
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what cannot be parsed."""
@@ -129,17 +145,15 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _watch(self) -> None:
         """
-        End the connection if its client is too slow, else look again when it can be.
+        End the connection if its client speaks too slowly, else look again when it can be.
 
-        The one timer of a connection: requests do not touch it. A body that is being read has its reader's clock.
+        Requests do not touch this timer. A body that is read has its reader's clock, an idle connection uvicorn's.
         """
-        if self._is_answering():
-            left = self._limits.head_timeout
-        else:
-            patience = self._limits.head_timeout if self._speaking else self._limits.keep_alive
-            left = self._since + patience - self.loop.time()
+        left = self._limits.head_timeout
+        if self._speaking and not self._is_answering():
+            left += self._since - self.loop.time()
         if left > 0:
-            self._timer = self.loop.call_later(min(left, self._limits.head_timeout), self._watch)
+            self._timer = self.loop.call_later(left, self._watch)
         elif self._in_head:
             self._end(RequestTimeout("the request's head stopped arriving; send it again on a faster connection"))
         else:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import resource
+import signal
 import socket
 import sys
 from collections.abc import Mapping
@@ -18,11 +20,15 @@ import uvicorn
 from starlette.applications import Starlette
 
 from ingress.app import build_app
+from ingress.auth import Keyring
 from ingress.edge import Edge
 from ingress.protocol import BoundedProtocol
 from pipeline import logs
 from pipeline.errors import ConfigurationError
+from pipeline.exposure import check_exposure
+from pipeline.hangup import KeyReloader
 from pipeline.settings import IngressSettings, Settings
+from pipeline.startup import Source
 
 if TYPE_CHECKING:
     from pipeline.transport.client import TransportClient
@@ -65,19 +71,43 @@ class Server(uvicorn.Server):
         log.info("ingress listens", addresses=[str(s.getsockname()) for s in sockets or ()])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; a second signal ends that. uvicorn's own would raise the signal again at the end."""
+        """
+        Begin to drain; Ctrl-C ends a drain. uvicorn's own would raise the signal again at the end.
+
+        A second SIGTERM does not: who restarts one process and then stops the gateway sends two.
+        """
         self._edge.draining = True
-        self.force_exit = self.should_exit
+        self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
 
+    def stop(self) -> None:
+        """Begin to drain."""
+        self.handle_exit(signal.SIGTERM, None)
 
-async def serve(settings: Settings, transport: TransportClient, bound: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is held, for up to `settings.ingress.drain` seconds."""
+
+async def serve(settings: Settings, transport: TransportClient, bound: socket.socket, source: Source) -> None:
+    """
+    Serve until SIGTERM or SIGINT, then finish what is held, for up to `settings.ingress.drain` seconds.
+
+    On SIGHUP the keys that `source` has then are taken over.
+    """
     app = build_app(settings, transport)
-    with anyio.move_on_after(FIRST_CONTACT):
-        await transport.met()
-    await Server(server_config(app, settings.ingress), app.state.edge).serve(sockets=[bound])
+    edge: Edge = app.state.edge
+    server = Server(server_config(app, settings.ingress), edge)
+    keys = KeyReloader(source, settings, partial(take_over, edge, str(bound.getsockname()[0])))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(keys.run, server.stop)
+        with anyio.move_on_after(FIRST_CONTACT):
+            await transport.met()
+        await server.serve(sockets=[bound])
+        tasks.cancel_scope.cancel()
     log.info("ingress drained")
+
+
+def take_over(edge: Edge, host: str, settings: Settings) -> None:
+    """Let requests in by the keys of `settings` from now on. Raises ConfigurationError if they are unfit for `host`."""
+    check_exposure(settings, host, os.environ)
+    edge.keyring = Keyring(settings.keys, os.environ)
 
 
 def server_config(app: Starlette, limits: IngressSettings) -> uvicorn.Config:

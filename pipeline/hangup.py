@@ -40,8 +40,10 @@ class KeyReloader:
         try:
             new = await anyio.to_thread.run_sync(self._source.read)
             rotated = rotation.rotated(self._settings, new)
+            self._source.set_environment(rotated)
             self._take_over(rotated)
         except ConfigurationError as error:
+            self._source.set_environment(self._settings)
             log.error("configuration not reloaded", error=error.message, hint=error.hint)
             return
         self._settings = rotated

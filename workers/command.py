@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from functools import partial
 from typing import Any
 
 import anyio
@@ -71,7 +70,7 @@ def load_stage(name: str) -> StageSpec:
 async def _serve(specs: list[StageSpec], settings: Settings, source: Source) -> str | ConfigurationError:
     """Run until told to stop; returns why a restart is wanted, or what is wrong with the configuration."""
     stop, rotation = Stop(), Rotation()
-    keys = KeyReloader(source, settings, partial(_take_over, source, rotation))
+    keys = KeyReloader(source, settings, rotation)
     ended: str | ConfigurationError = ""
 
     async def heed(signals: Any) -> None:
@@ -88,8 +87,3 @@ async def _serve(specs: list[StageSpec], settings: Settings, source: Source) -> 
                 ended = error
             tasks.cancel_scope.cancel()
     return ended
-
-
-def _take_over(source: Source, rotation: Rotation, settings: Settings) -> None:
-    source.set_environment(settings)  # prompt managers look there
-    rotation(settings)

@@ -21,6 +21,7 @@ from fakes.waiting import wait_until
 from ingress import command
 from pipeline.listener import listen
 from pipeline.settings import Settings
+from pipeline.startup import Source
 
 pytestmark = pytest.mark.anyio
 CONFIG = """
@@ -84,7 +85,7 @@ def test_what_is_served_is_what_was_loaded(config: str, monkeypatch: pytest.Monk
         seen.append(url)
         yield FakeTransport()
 
-    async def serve(settings: Settings, transport: FakeTransport, bound: Any) -> None:
+    async def serve(settings: Settings, transport: FakeTransport, bound: Any, source: Source) -> None:
         seen.extend([settings.deployments[0].model_name, type(transport), bound.getsockname()[0]])
         bound.close()
 

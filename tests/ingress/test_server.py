@@ -11,7 +11,7 @@ import anyio
 import pytest
 from fakes.configs import settings as make_settings
 from fakes.edges import CHAT, KEYS, MASTER, calling, read_all, request_bytes, serving
-from fakes.transport import FakeTransport, answer
+from fakes.transport import FakeTransport, answer, frame
 from fakes.waiting import wait_until
 
 from ingress import protocol
@@ -271,8 +271,41 @@ async def test_a_connection_that_came_just_before_the_drain_is_still_served() ->
     assert response.startswith(b"HTTP/1.1 200")
 
 
+async def test_a_connection_that_is_kept_open_gets_one_more_answer_in_the_drain_and_hears_that_it_is_the_last() -> None:
+    async with serving(FakeTransport()) as served, await served.connect() as client:
+        await client.send(request_bytes(BODY))
+        assert b"connection: close" not in await client.receive()
+        served.server.handle_exit(signal.SIGTERM, None)
+        await wait_until(lambda: not served.server.servers[0].is_serving())
+        await client.send(request_bytes(BODY))
+        with anyio.fail_after(5):
+            response = await read_all(client)
+    assert response.startswith(b"HTTP/1.1 200")
+    assert b"connection: close" in response
+
+
+async def test_a_stream_that_ends_in_the_drain_leaves_its_connection_open_for_one_more_request() -> None:
+    """Its head said that the connection is kept: the next request may be on its way when the last byte is read."""
+    transport = FakeTransport(lambda *_: [frame(b"data: 1\n\n")])
+    async with serving(transport) as served, await served.connect() as client:
+        await client.send(request_bytes(json.dumps({**CHAT, "stream": True}).encode()))
+        while b"data: 1" not in await client.receive():
+            pass
+        served.server.handle_exit(signal.SIGTERM, None)
+        await wait_until(lambda: not served.server.servers[0].is_serving())
+        transport.waiters[0].put(answer())
+        while b"0\r\n\r\n" not in await client.receive():
+            pass
+        transport.script = lambda *_: [answer()]
+        await client.send(request_bytes(BODY))
+        with anyio.fail_after(5):
+            response = await read_all(client)
+    assert response.startswith(b"HTTP/1.1 200")
+    assert b"connection: close" in response
+
+
 async def test_a_connection_that_stays_silent_does_not_hold_up_the_drain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "FIRST_WORDS", 0.05)
+    monkeypatch.setattr(protocol, "LAST_WORDS", 0.05)
     async with serving(FakeTransport()) as served, await served.connect() as client:
         await wait_until(lambda: served.server.server_state.connections)
         served.server.handle_exit(signal.SIGTERM, None)
@@ -293,11 +326,12 @@ async def test_what_outlasts_the_drain_gets_a_503_and_is_cancelled() -> None:
     assert transport.waiters[0].cancelled
 
 
-async def test_a_second_signal_ends_the_drain() -> None:
+async def test_a_second_sigterm_changes_nothing_and_ctrl_c_ends_the_drain() -> None:
     async with serving(FakeTransport()) as served:
-        served.server.handle_exit(signal.SIGTERM, None)
-        assert not served.server.force_exit
-        served.server.handle_exit(signal.SIGTERM, None)
+        for number in (signal.SIGTERM, signal.SIGTERM):
+            served.server.handle_exit(number, None)
+            assert not served.server.force_exit
+        served.server.handle_exit(signal.SIGINT, None)
         assert served.server.force_exit
 
 
