@@ -200,8 +200,8 @@ class Gateway:
 
 
 @contextmanager
-def gateway(directory: Path, upstream_url: str) -> Iterator[Gateway]:
-    """Run `promptmill up` as anybody would, one process a stage, in front of the upstream."""
+def gateway(directory: Path, upstream_url: str, settings: str = "") -> Iterator[Gateway]:
+    """Run `promptmill up` as anybody would, one process a stage, in front of the upstream; `settings` is YAML."""
     port = free_port()
     (directory / "bench_manager.py").write_text(MANAGER)
     (directory / "config.yaml").write_text(
@@ -212,6 +212,7 @@ def gateway(directory: Path, upstream_url: str) -> Iterator[Gateway]:
             for name, path in (("gpt-4", "v1"), ("streamed", "stream"))
         )
         + "litellm_settings:\n  callbacks: bench_manager.manager\n"
+        + settings
     )
     promptmill = Path(sys.executable).with_name("promptmill")
     with ExitStack() as stack:
