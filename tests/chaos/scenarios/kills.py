@@ -57,7 +57,7 @@ async def _killed_alone(point: str, arena: Arena) -> Outcome:
     """Kill the process that has one request, and see what that one became."""
     fired = arena.arm(point)
     outcome = await arena.load.one("whole")
-    assert not fired.exists(), f"nobody came to {point}"
+    await _fired(fired)  # after a settlement the answer may be here before the process is gone
     assert outcome.whole, outcome
     calls = arena.witness.calls[outcome.name]
     assert calls == 1 + (point in CALLED_TWICE), f"{point}: {calls} provider calls for {outcome.name}"
