@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -52,7 +53,8 @@ _CONFIG = """
 model_list:
   - model_name: gpt-4
     litellm_params: {{model: openai/gpt-4, api_base: "http://{provider}/v1", api_key: {provider_key}}}
-litellm_settings: {{callbacks: mine.mine, num_retries: {retries}}}
+{models}
+litellm_settings: {{callbacks: [{callbacks}], num_retries: {retries}}}
 general_settings: {{master_key: {master_key}}}
 promptmill_settings:
   lease: {lease}
@@ -79,6 +81,12 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     """`persistence` and `maxmemory` of the server."""
     manager: str = ""
     """Source of another prompt manager than the usual one."""
+    callbacks: str = "mine.mine"
+    """The managers of that source."""
+    models: str = ""
+    """Further entries of `model_list`; `{provider}` and `{provider_key}` stand for the usual ones."""
+    files: int = 0
+    """Limit of open files of every process; 0: as it is."""
 
     @property
     def scales(self) -> Mapping[str, int]:
@@ -208,9 +216,11 @@ def _gateway(arena: Arena) -> Iterator[Gateway]:
     layout, directory = arena.layout, arena.directory
     manager = layout.manager or _MANAGER.replace("HOOK_TAKES", str(layout.hook_takes))
     (directory / "mine.py").write_text(manager)
+    provider = {"provider": arena.provider.address, "provider_key": PROVIDER_KEY}
     config = _CONFIG.format(
-        provider=arena.provider.address,
-        provider_key=PROVIDER_KEY,
+        **provider,
+        models="".join(f"  - {line}\n" for line in layout.models.format(**provider).splitlines()),
+        callbacks=layout.callbacks,
         master_key=MASTER_KEY,
         retries=layout.retries,
         lease=layout.lease,
@@ -219,8 +229,17 @@ def _gateway(arena: Arena) -> Iterator[Gateway]:
     )
     variables = {"REDIS_URL": f"redis://{arena.wire.address}", VARIABLE: str(arena.failpoints)}
     scales = [f"--scale={part}={count}" for part, count in layout.scales.items()]
-    with start_gateway(directory, *scales, config=config, variables=variables) as gateway:
+    python = _limited(directory, layout.files) if layout.files else sys.executable
+    with start_gateway(directory, *scales, config=config, variables=variables, python=python) as gateway:
         yield gateway
+
+
+def _limited(directory: Path, files: int) -> str:
+    """Return a program that is Python with fewer open files: to take them from ourselves could not be undone."""
+    script = directory / "python"
+    script.write_text(f'#!/bin/sh\nulimit -n {files}\nexec "{sys.executable}" "$@"\n')
+    script.chmod(0o755)
+    return str(script)
 
 
 def elapsed(since: float) -> float:
