@@ -47,7 +47,4 @@ class KeyReloader:
             log.error("configuration not reloaded", error=error.message, hint=error.hint)
             return
         self._settings = rotated
-        if left := rotation.differences(rotated, new):
-            log.warning("keys reloaded; the rest needs a restart", changed=left)
-        else:
-            log.info("keys reloaded")
+        log.info("keys reloaded", needs_restart=rotation.differences(rotated, new))

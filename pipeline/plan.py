@@ -80,18 +80,13 @@ def renewed(old: Plan, new: Plan) -> tuple[Plan, tuple[str, ...]]:
     """Return `new` with what only a restart can change as it is in `old`, and the names of what that concerns."""
     was, wanted = old.settings.transport, new.settings.transport
     kept = [
-        name
-        for name, differs in (
-            ("data_dir", old.settings.data_dir != new.settings.data_dir),
-            ("redis_url", old.redis_url != new.redis_url),
-            ("maxmemory", old.binary is not None and was.maxmemory != wanted.maxmemory),
-            ("persistence", old.binary is not None and was.persistence != wanted.persistence),
-        )
-        if differs
+        *(["data_dir"] if old.settings.data_dir != new.settings.data_dir else []),
+        *(["redis_url"] if old.redis_url != new.redis_url else []),
+        *(name for name in ("maxmemory", "persistence") if getattr(was, name) != getattr(wanted, name)),
     ]
-    settings = msgspec.structs.replace(new.settings, data_dir=old.settings.data_dir)
-    plan = msgspec.structs.replace(new, settings=settings, redis_url=old.redis_url, binary=old.binary)
-    return plan, tuple(kept)
+    transport = msgspec.structs.replace(wanted, maxmemory=was.maxmemory, persistence=was.persistence)
+    settings = msgspec.structs.replace(new.settings, data_dir=old.settings.data_dir, transport=transport)
+    return msgspec.structs.replace(new, settings=settings, redis_url=old.redis_url, binary=old.binary), tuple(kept)
 
 
 def unserved(plan: Plan) -> tuple[str, ...]:
