@@ -196,7 +196,11 @@ class ScriptedUpstream:
                 group.cancel_scope.cancel()
 
             group.start_soon(watch)
-            alive = await _take(stream, answer.steps) and alive
+            try:
+                alive = await _take(stream, answer.steps) and alive
+            except anyio.BrokenResourceError:  # the client was gone before the watcher was told
+                alive = False
+                self.disconnects.append(time.monotonic())
             group.cancel_scope.cancel()
         return alive
 
