@@ -130,6 +130,10 @@ def server_config(app: Starlette, limits: IngressSettings) -> uvicorn.Config:
 
 def _files_left() -> int:
     """Return how many connections the limit of open files leaves room for, once it is as high as it may be."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return sys.maxsize if most == resource.RLIM_INFINITY else max(1, most - FILES_KEPT)
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        files = most
+    except (ValueError, OSError):
+        pass  # some systems call a limit infinite that they do not let anyone have
+    return sys.maxsize if files == resource.RLIM_INFINITY else max(1, files - FILES_KEPT)
