@@ -8,6 +8,9 @@ from typing import Any, Final
 BEHIND: Final = 64 * 1024
 """Unsent bytes with which a client is behind: uvicorn waits then, on the signal that uvloop gives at this limit."""
 
+LINGER: Final = 30.0
+"""Seconds a closing connection waits for its client to take what is left."""
+
 
 class CorkedTransport(asyncio.Transport):
     """
@@ -42,9 +45,15 @@ class CorkedTransport(asyncio.Transport):
         return True
 
     def close(self) -> None:
-        """Write what is left, then close."""
+        """Write what is left, then close; who does not take it in `LINGER` seconds does without."""
         self._flush()
         self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._loop.call_later(LINGER, self._transport.abort)
+
+    def abort(self) -> None:
+        """Close at once, and forget what is left."""
+        self._transport.abort()
 
     def is_closing(self) -> bool:
         """Whether the connection is on its way out."""

@@ -34,6 +34,9 @@ LEAVING: Final = "promptmill.leaving"
 CHUNKS: Final = "promptmill.chunks"
 """In the scope of our own server: writes a piece of a begun stream at once, for 10 µs less than `send`, or refuses."""
 
+ABORT: Final = "promptmill.abort"
+"""In the scope of our own server: ends the connection at once, with what its client has not read."""
+
 log = logs.logger("ingress")
 
 

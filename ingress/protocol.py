@@ -10,7 +10,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ingress.corked import CorkedTransport
 from ingress.errors import error_body, error_headers
-from ingress.exchange import CHUNKS, COMPLETE, LEAVING, Leaving
+from ingress.exchange import ABORT, CHUNKS, COMPLETE, LEAVING, Leaving
 from pipeline import metrics
 from pipeline.errors import BacklogFull, InvalidRequest, RequestError, RequestTimeout
 from pipeline.job import new_id
@@ -18,6 +18,9 @@ from pipeline.settings import IngressSettings
 
 LAST_WORDS: Final = 1.0
 """Seconds an idle connection is given for one more request when the drain begins: it may be on its way."""
+
+TAKING: Final = 30.0
+"""Seconds in which a client must take what is on its way to it, 64 KB and a piece: slower ones are not waited for."""
 
 SECOND_LOOK: Final = 0.02
 """Seconds in which a busy loop gets to read what had come when a connection's time was up."""
@@ -41,6 +44,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._speaking = True  # a connection that says nothing is not worth a file descriptor
         self._since = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._stuck: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Start the clock, unless there are too many connections already."""
@@ -55,10 +59,26 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock, and tell those who wait for an answer in vain."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._stuck):
+            if timer is not None:
+                timer.cancel()
         self._leaving.tell()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client is behind: it has a while to catch up."""
+        super().pause_writing()
+        self._stuck = self.loop.call_later(TAKING, self._give_up)
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        super().resume_writing()
+        if self._stuck is not None:
+            self._stuck.cancel()
+
+    def _give_up(self) -> None:
+        metrics.SLOW_CLIENTS["stuck",].inc()
+        self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Parse, unless what came before was long and led to nothing."""
@@ -89,6 +109,7 @@ class BoundedProtocol(HttpToolsProtocol):
             raise ValueError("a body that the parser would not read")
         self.scope[LEAVING] = self._leaving  # type: ignore[typeddict-unknown-key]
         self.scope[CHUNKS] = self._corked.write_chunk  # type: ignore[typeddict-unknown-key]
+        self.scope[ABORT] = self._corked.abort  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
         self._begun = True
         self._in_head = False

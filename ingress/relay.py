@@ -10,7 +10,7 @@ import msgspec
 from starlette.types import Receive
 
 from ingress.errors import error_event
-from ingress.exchange import CHUNKS, JSON, LEAVING, Exchange, Leaving, header_value
+from ingress.exchange import ABORT, CHUNKS, JSON, LEAVING, Exchange, Leaving, header_value
 from pipeline import failpoints, logs
 from pipeline.errors import Cancelled, DeadlineExceeded, PipelineError
 from pipeline.job import Facts, Frame, Job
@@ -27,6 +27,12 @@ QUIET: Final = 20.0
 STUCK: Final = 30.0
 """Seconds past the deadline after which a response that cannot be written is given up."""
 
+PIECE: Final = 64 * 1024
+"""Bytes of a whole answer written at a time; the server keeps the rest until its client has taken them."""
+
+SLOWEST: Final = 256 * 1024
+"""Bytes a second at which a whole answer must be read, after `STUCK` seconds."""
+
 PING_EVERY: Final = 15.0
 PING: Final = b": ping\n\n"
 
@@ -35,7 +41,7 @@ log = logs.logger("ingress")
 
 async def relay(exchange: Exchange, waiter: Waiter, job: Job) -> None:
     """Send the job's reply as the response; a client that leaves cancels the job."""
-    leave = waiter.cancel
+    leave, waiter.cut = waiter.cancel, exchange.scope.get(ABORT)
     leaving: Leaving | None = exchange.scope.get(LEAVING)
     if leaving is not None:
         leaving.add(leave)
@@ -54,6 +60,7 @@ async def relay(exchange: Exchange, waiter: Waiter, job: Job) -> None:
         waiter.cancel()
         exchange.code = Cancelled.code
     finally:
+        waiter.close()
         if leaving is not None:
             leaving.discard(leave)
 
@@ -106,7 +113,23 @@ async def _whole(exchange: Exchange, answer: Answer, job: Job) -> None:
     if reply.error is not None:
         await exchange.refuse(reply.error)
         return
-    await exchange.respond(reply.status, answer.body, header_value(reply.content_type))
+    if len(answer.body) > PIECE:
+        await _in_pieces(exchange, answer)
+    else:
+        await exchange.respond(reply.status, answer.body, header_value(reply.content_type))
+
+
+async def _in_pieces(exchange: Exchange, answer: Answer) -> None:
+    """Write a large answer as fast as its client reads, but not for ever."""
+    reply, body = answer.reply, answer.body
+    length = (b"content-length", str(len(body)).encode())
+    await exchange.start(reply.status, header_value(reply.content_type), [length])
+    with anyio.move_on_after(STUCK + len(body) / SLOWEST) as scope:
+        for at in range(0, len(body), PIECE):
+            await _send(exchange, body[at : at + PIECE], more=at + PIECE < len(body))
+            await anyio.lowlevel.checkpoint()  # without it the server does not come to say that it has enough
+    if scope.cancelled_caught:
+        exchange.code = Cancelled.code
 
 
 async def _stream(exchange: Exchange, waiter: Waiter, job: Job, frame: Frame) -> None:
@@ -118,6 +141,8 @@ async def _stream(exchange: Exchange, waiter: Waiter, job: Job, frame: Frame) ->
     with anyio.CancelScope(deadline=anyio.current_time() + seconds) as scope:
         while isinstance(item, Frame):
             await line.send(item.data)
+            if waiter.unread > PIECE:
+                await anyio.lowlevel.checkpoint()  # to hear whether the client has room for more
             if failpoints.ARMED:
                 await failpoints.reach("ingress.mid_stream")
             item = await waiter.next(line.push)

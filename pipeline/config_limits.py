@@ -32,6 +32,7 @@ _INGRESS: Final[Converters] = {
     "max_request_timeout": seconds,
     "max_body_bytes": size,
     "max_buffered_bytes": size,
+    "max_unread_bytes": size,
     "max_backlog": _COUNT,
     "max_backlog_bytes": size,
     "max_requests": _COUNT,

@@ -47,6 +47,7 @@ def _histograms(name: str, text: str, *labels: str) -> Children:
 # Their values come from the code or the configuration, never from a request: what clients can choose has no bound.
 REQUESTS: Final = _counters("requests", "HTTP requests answered.", "endpoint", "status")
 REFUSALS: Final = _counters("refusals", "Requests the ingress refused, by error code.", "code")
+SLOW_CLIENTS: Final = _counters("slow_clients", "Clients given up because they did not read their answer.", "cause")
 REQUEST_SECONDS: Final = _histograms("request_seconds", "From the first header to the last byte.", "endpoint")
 REQUESTS_IN_FLIGHT: Final = _gauges("requests_in_flight", "Requests being answered.", "kind")
 JOBS: Final = _counters("jobs", "Jobs settled, by stage and outcome.", "stage", "lane", "outcome")

@@ -120,6 +120,8 @@ class IngressSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Largest request body; a larger one is a 413 before it is read."""
     max_buffered_bytes: int = 256 * 2**20
     """Request bodies held by one ingress process at a time; above it new ones are refused with 429."""
+    max_unread_bytes: int = 256 * 2**20
+    """Answers one ingress process holds for clients that do not read them; above it the slowest stream is cut."""
     max_backlog: int = 10_000
     """Jobs waiting in one stage before new ones are refused with 429."""
     max_backlog_bytes: int = 512 * 2**20

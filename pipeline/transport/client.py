@@ -21,6 +21,7 @@ from pipeline.transport.clock import ServerClock
 from pipeline.transport.connection import Link
 from pipeline.transport.registry import BEAT, GONE_AFTER, Registry, consumer_name, read_metrics, this_process
 from pipeline.transport.replies import Answer, Replies, Waiter
+from pipeline.transport.unread import Unread
 
 __all__ = ["Answer", "FleetStatus", "TransportClient", "Waiter", "open_client"]
 
@@ -54,7 +55,8 @@ class TransportClient:
         self._clock = ServerClock()
         self._admission = Admission(self._links["admit"], self.consumer, STAGES, settings.ingress, self._lost)
         self._bodies = Bodies(self._links["bodies"])
-        self._replies = Replies(self._links["replies"], self.consumer, self._drop)
+        self._unread = Unread(settings.ingress.max_unread_bytes)
+        self._replies = Replies(self._links["replies"], self.consumer, self._drop, self._unread)
         process = this_process(self.consumer, "ingress", (), settings.digest)
         self._registry = Registry(self._links["upkeep"], self._clock, process)
         self._cancelled: list[Waiter] = []
@@ -106,7 +108,7 @@ class TransportClient:
         Raises BacklogFull, NoWorker, TransportFull and TransportUnavailable; nothing ran then, or it is cancelled.
         """
         self.check(job.stages_left, job.lane, len(body), (job.deadline - self.now()) / 1000)
-        waiter = Waiter(job, self._bodies, self._drop)
+        waiter = Waiter(job, self._bodies, self._drop, self._unread)
         self._replies.waiters[job.id] = waiter
         try:
             waiter.entry, waiter.batch = await self._admission.add(job, body)

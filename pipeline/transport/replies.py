@@ -11,7 +11,7 @@ import anyio
 import msgspec
 from redis.exceptions import ResponseError
 
-from pipeline import logs
+from pipeline import logs, metrics
 from pipeline.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -26,6 +26,7 @@ from pipeline.transport.connection import LISTEN, Backoff, Command, Link
 
 if TYPE_CHECKING:
     from pipeline.transport.bodies import Bodies
+    from pipeline.transport.unread import Unread
 
 BLOCK: Final = 0.5
 READ_COUNT: Final = 256
@@ -37,7 +38,7 @@ WAITER_BYTES: Final = 2**20
 """Unread bytes of one client with which a further frame cancels its job: it reads more slowly than it asked."""
 
 BODY_WAIT: Final = 15.0
-"""Seconds an answer's large body is asked for while Redis is away."""
+"""Seconds an answer's large body is asked for while Redis is away, or this process holds as much as it may."""
 
 Push = Callable[[bytes], bool]
 """Takes a frame's bytes at once, without a task's wake, or returns False and does nothing."""
@@ -64,17 +65,19 @@ class Waiter:
         "_next",
         "_push",
         "_run",
-        "_unread",
+        "_total",
         "batch",
+        "cut",
         "deadline",
         "entry",
         "failed",
         "id",
         "lost_at",
         "stages",
+        "unread",
     )
 
-    def __init__(self, job: Job, bodies: Bodies, cancel: Callable[[Waiter], None]) -> None:
+    def __init__(self, job: Job, bodies: Bodies, cancel: Callable[[Waiter], None], total: Unread) -> None:
         self.id = job.id
         self.deadline = job.deadline
         self.stages = job.stages_left
@@ -85,6 +88,11 @@ class Waiter:
         self.lost_at = 0
         """When to give up, in ms, because Redis has lost the job; 0: it has not."""
         self.failed = False
+        self.unread = 0
+        """Bytes that are here and that the client has not taken."""
+        self.cut: Callable[[], None] | None = None
+        """Ends the client's connection, where there is one that can be ended from here."""
+        self._total = total
         self._bodies = bodies
         self._cancel = cancel
         self._items: deque[Frame | tuple[Reply, bytes, str]] = deque()
@@ -94,7 +102,6 @@ class Waiter:
         self._error: PipelineError | None = None
         self._run = ""
         self._next = 0
-        self._unread = 0
 
     async def next(self, push: Push | None = None) -> Frame | Answer:
         """
@@ -114,7 +121,7 @@ class Waiter:
                 self._push = None
         item = self._items[0]
         if isinstance(item, Frame):
-            self._unread -= len(item.data)
+            self._let_go(len(item.data))
             self._items.popleft()
             return item
         reply, body, reference = item
@@ -124,10 +131,26 @@ class Waiter:
 
     async def _take(self, reference: str) -> bytes:
         with anyio.move_on_after(BODY_WAIT):
-            body = await self._bodies.take(reference)
-            if body is not None:
-                return body
+            async with self._total.turn:
+                await self._total.room()
+                body = await self._bodies.take(reference)
+                if body is not None:
+                    self._hold(len(body))
+                    return body
         raise TransportUnavailable("the answer could not be read from Redis", hint="Send the request again.")
+
+    def _hold(self, size: int) -> None:
+        self.unread += size
+        self._total.add(size)
+
+    def _let_go(self, size: int) -> None:
+        self.unread -= size
+        self._total.remove(size)
+
+    def close(self) -> None:
+        """The response is over, whatever became of it: what was not taken never will be."""
+        self._items.clear()
+        self._let_go(self.unread)
 
     def cancel(self) -> None:
         """The client left: tell the workers, unless the answer is already here. Does not wait."""
@@ -152,12 +175,17 @@ class Waiter:
         self._next += 1
         if self._push is not None and self._push(frame.data):
             return
-        if self._unread > WAITER_BYTES:  # by what was there before: one event may be larger than that
-            log.warning("client reads too slowly", job=self.id)
-            self.fail(Cancelled("the client reads too slowly", hint="Read the stream as it comes."))
+        if self.unread > WAITER_BYTES:  # by what was there before: one event may be larger than that
+            self.too_slow("behind")
             return
-        self._unread += len(frame.data)
+        self._hold(len(frame.data))
         self._put(frame)
+
+    def too_slow(self, cause: str) -> None:
+        """Fail because the client does not read what comes."""
+        metrics.SLOW_CLIENTS[cause,].inc()
+        log.warning("client reads too slowly", job=self.id, cause=cause)
+        self.fail(Cancelled("the client reads too slowly", hint="Read the stream as it comes."))
 
     def take_reply(self, reply: Reply, body: bytes, reference: str) -> None:
         """Accept the terminal; after bytes of one run, only that run's complete one counts as an answer."""
@@ -179,8 +207,9 @@ class Waiter:
 class Replies:
     """Reads the reply stream and hands everything to its waiter."""
 
-    def __init__(self, link: Link, consumer: str, cancel: Callable[[Waiter], None]) -> None:
+    def __init__(self, link: Link, consumer: str, cancel: Callable[[Waiter], None], total: Unread) -> None:
         self._link = link
+        self._total = total
         self._key = keyspace.replies(consumer)
         self._cancel = cancel
         self._last = "0-0"
@@ -254,8 +283,20 @@ class Replies:
             waiter.take_frame(frame)
             if waiter.failed:
                 self._cancel(waiter)
+            if self._total.full:
+                self._cut_slowest()
         self._frames += 1
         self._bytes += len(frame.data)
+
+    def _cut_slowest(self) -> None:
+        """Give up the stream whose client has left most unread, at once: there is no room for what it might take."""
+        slowest = max(self.waiters.values(), key=lambda waiter: waiter.unread, default=None)
+        if slowest is not None and slowest.unread:
+            slowest.too_slow("full")
+            slowest.close()
+            if slowest.cut is not None:
+                slowest.cut()
+            self._cancel(slowest)
 
     def _settle(self, reply: Reply, body: bytes, reference: str) -> None:
         waiter = self.waiters.pop(reply.id, None)

@@ -35,7 +35,9 @@ class FakeWaiter:
         self.id = job.id
         self.cancelled = False
         self.answered = False
-        self.pushed = 0
+        self.closed = False
+        self.pushed = self.unread = 0
+        self.cut: Callable[[], None] | None = None
         self._items = deque(items)
         self._arrived = anyio.Event()
         self._push: Callable[[bytes], bool] | None = None
@@ -61,6 +63,9 @@ class FakeWaiter:
                 self._push = None
                 self._items.append(item)
         self._arrived.set()
+
+    def close(self) -> None:
+        self.closed = True
 
     def cancel(self) -> None:
         if not self.answered:
