@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from pipeline.cli import main
+from pipeline.start import main
 from pipeline.tether import PARENT_VARIABLE, tie
 
 if __name__ == "__main__":

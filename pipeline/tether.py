@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -16,6 +15,8 @@ _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>; kept over execve, cleared in forked chil
 def tie(parent: int, number: int) -> None:
     """Have the kernel send signal `number` to this process when `parent` ends; leave at once if it already has."""
     if sys.platform == "linux":
+        import ctypes  # noqa: PLC0415 - takes long, and until a start is over Ctrl-C shows a traceback
+
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:  # it died before the kernel was told
         raise SystemExit(1)
