@@ -21,7 +21,8 @@ SHORT: Final = 64 * 1024
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 Text = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
-Version = Text | Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Version = Text | Integer
 Count = Annotated[int, msgspec.Meta(ge=0, le=1000)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -49,10 +50,10 @@ class View(msgspec.Struct, frozen=True):
     prompt: msgspec.Raw = ABSENT
     timeout: Seconds | None = None
     num_retries: Count | None = None
-    n: int | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    max_output_tokens: int | None = None
+    n: Integer | None = None
+    max_tokens: Integer | None = None
+    max_completion_tokens: Integer | None = None
+    max_output_tokens: Integer | None = None
     stop: str | list[str] | None = None
 
 
