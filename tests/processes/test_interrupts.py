@@ -7,10 +7,12 @@ import pty
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from fakes.gateways import CONFIG, MANAGER, alive, environment
+from fakes.gateways import CONFIG, MANAGER, Gateway, environment
 from fakes.waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.anyio]
@@ -18,34 +20,42 @@ pytestmark = [pytest.mark.processes, pytest.mark.anyio]
 COMMAND = ["-P", "-m", "pipeline", "up", "-c", "config.yaml", "--port", "0"]
 
 
-@pytest.mark.parametrize(
-    ("when", "status"), [("click.core\n", -signal.SIGINT), ("promptmill 0.1.0 is starting", 0), ("describing", 0)]
-)
-async def test_ctrl_c_during_the_start_shows_no_traceback(tmp_path: Path, when: str, status: int) -> None:
-    """The terminal sends it to every process of its foreground group, so to what the supervisor asks questions too."""
-    (tmp_path / "mine.py").write_text(f"{MANAGER}\nimport os\nos.write(os.open('told', os.O_CREAT | os.O_RDWR), b'x')")
-    (tmp_path / "config.yaml").write_text(CONFIG + "litellm_settings: {callbacks: mine.mine}\n")
-    log = tmp_path / "log"
-    with log.open("wb") as output:
-        options = ["-X", "importtime"] if "click" in when else []
-        process = subprocess.Popen(
-            [sys.executable, *options, *COMMAND],
-            cwd=tmp_path,
-            env=environment(),
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    with process:
-        now = (tmp_path / "told").exists if when == "describing" else lambda: when in log.read_text()
+@contextmanager
+def starting(directory: Path, *options: str) -> Iterator[Gateway]:
+    """Start a gateway as the leader of its group, like a shell does."""
+    (directory / "mine.py").write_text(f"{MANAGER}\nimport os\nos.close(os.open('imported', os.O_CREAT))\n")
+    (directory / "config.yaml").write_text(CONFIG + "litellm_settings: {callbacks: mine.mine}\n")
+    log, command = directory / "log", [sys.executable, *options, *COMMAND]
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            command, cwd=directory, env=environment(), stdout=output, stderr=output, start_new_session=True
+        ) as process,
+    ):
         try:
-            await wait_until(now, timeout=20, every=0.001)
-            os.killpg(process.pid, signal.SIGINT)
-            assert process.wait(20) == status
+            yield Gateway(process, log)
         finally:
             process.kill()
-    assert "Traceback" not in log.read_text()
-    assert "KeyboardInterrupt" not in log.read_text()
+
+
+@pytest.mark.parametrize(("when", "status"), [("click.core\n", -signal.SIGINT), ("is starting", 0)])
+async def test_ctrl_c_during_the_start_shows_no_traceback(tmp_path: Path, when: str, status: int) -> None:
+    with starting(tmp_path, *(["-X", "importtime"] if "click" in when else [])) as gateway:
+        await wait_until(lambda: when in gateway.log, timeout=20, every=0.001)
+        os.killpg(gateway.process.pid, signal.SIGINT)
+        await wait_until(lambda: gateway.process.poll() is not None, timeout=20)
+    assert gateway.process.returncode == status
+    assert "Traceback" not in gateway.log
+    assert "KeyboardInterrupt" not in gateway.log
+
+
+async def test_ctrl_c_reaches_the_supervisor_alone(tmp_path: Path) -> None:
+    """The terminal sends it to the whole group; a process that imports callbacks would end in a traceback of its own."""
+    with starting(tmp_path) as gateway:
+        await wait_until((tmp_path / "imported").exists, timeout=20, every=0.001)
+        children = gateway.children()
+        assert children
+        assert gateway.process.pid not in {os.getpgid(pid) for pid in children}
 
 
 async def test_a_gateway_whose_terminal_is_closed_drains_and_ends(tmp_path: Path) -> None:
@@ -61,6 +71,11 @@ async def test_a_gateway_whose_terminal_is_closed_drains_and_ends(tmp_path: Path
     while b"reloaded" not in said:
         said += os.read(terminal, 65536)
     os.close(terminal)
-    await wait_until(lambda: not alive(pid), timeout=20)
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+    ended: list[int] = []
+
+    def gone() -> bool:
+        ended[:] = os.waitpid(pid, os.WNOHANG)
+        return ended[0] == pid
+
+    await wait_until(gone, timeout=20)
+    assert os.waitstatus_to_exitcode(ended[1]) == 0
