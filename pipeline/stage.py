@@ -41,6 +41,12 @@ class Delivery(Protocol):
         cancelled.
         """
 
+    def write(self, data: bytes, facts: Facts | None = None, content_type: str = "") -> bool:
+        """Do as `send` does, without waiting; return False when the process has too many unsent bytes: await `room`."""
+
+    async def room(self) -> None:
+        """Wait until there is room for more bytes."""
+
 
 class Forward(msgspec.Struct, frozen=True):
     """Hand the job on to the next stage of its slip, with this body."""

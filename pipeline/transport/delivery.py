@@ -116,8 +116,16 @@ class HeldDelivery:
 
     async def send(self, data: bytes, facts: Facts | None = None, content_type: str = "") -> None:
         """Hand a frame to the writer; waits only while too many bytes are unsent."""
+        if not self.write(data, facts, content_type):
+            await self.room()
+
+    def write(self, data: bytes, facts: Facts | None = None, content_type: str = "") -> bool:
+        """Hand a frame to the writer; return whether there is room for more."""
         frame = Frame(self.job.id, self.run, self.frames, data, facts, content_type)
         self.frames += 1
         self._writer.frame(self, frame)
-        if self._writer.congested:
-            await self._writer.relieved()
+        return not self._writer.congested
+
+    async def room(self) -> None:
+        """Wait until the writer has room."""
+        await self._writer.relieved()

@@ -31,6 +31,8 @@ class FakeDelivery:
         self.number = number
         self.queued_ms = 1.5
         self.sent: list[tuple[bytes, Facts | None, str]] = []
+        self.has_room = True
+        self.waits = 0
         self._limit = time.monotonic() + remaining
 
     @property
@@ -38,4 +40,12 @@ class FakeDelivery:
         return self._limit - time.monotonic()
 
     async def send(self, data: bytes, facts: Facts | None = None, content_type: str = "") -> None:
+        self.write(data, facts, content_type)
+
+    def write(self, data: bytes, facts: Facts | None = None, content_type: str = "") -> bool:
         self.sent.append((data, facts, content_type))
+        return self.has_room
+
+    async def room(self) -> None:
+        self.waits += 1
+        self.has_room = True

@@ -117,6 +117,23 @@ async def test_an_event_that_arrives_in_pieces_is_one_frame(upstream: ScriptedUp
     assert [data for data, _, _ in given.sent] == [whole, b"data: [DONE]\n\n"]
 
 
+async def test_a_stream_waits_while_the_process_has_too_many_unsent_bytes(upstream: ScriptedUpstream) -> None:
+    upstream.script(sse(*(chunk(str(number)) for number in range(5)), between=0.002))
+    given = delivery()
+    given.has_room = False
+    assert isinstance(await handled(upstream, given), Done)
+    assert given.waits == 1
+    assert sent(given).count(b"\n\n") == 6
+
+
+@pytest.mark.parametrize("last", [b"data: [DONE]\n\n", {"error": {"message": "quota", "code": 429}}])
+async def test_nothing_is_waited_for_after_the_last_word_or_an_error(upstream: ScriptedUpstream, last: Any) -> None:
+    upstream.script(sse(chunk("a"), last, between=0.002, done=False, then=HANG))
+    with anyio.fail_after(3):
+        outcome = await handled(upstream, delivery())
+    assert isinstance(outcome, Done if isinstance(last, bytes) else Fail)
+
+
 async def test_a_host_that_never_says_done_is_completed(upstream: ScriptedUpstream) -> None:
     upstream.script(sse(chunk("a"), chunk(finish="stop"), done=False))
     given = delivery()

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from typing import Final, cast
 
-from workers.providers._exchange import Exchange
+from workers.providers._exchange import Exchange, Take
 
 BEHIND_LIMIT: Final = 256 * 2**10
 """Bytes of a stream that are held for a slow consumer before the provider is made to wait."""
@@ -65,10 +65,14 @@ class Connection(asyncio.Protocol):
         """Return what has arrived of a streamed body; None at its end. Raises TimeoutError or UpstreamError."""
         assert self._exchange is not None
         data = await self._exchange.piece(timeout)
-        if self._paused and not self._is_closing():
-            self._paused = False
-            self._open().resume_reading()
+        self._resume()
         return data
+
+    async def follow(self, take: Take, timeout: float) -> bool:
+        """Hand a streamed body to `take`, as `Exchange.follow` does."""
+        assert self._exchange is not None
+        self._resume()
+        return await self._exchange.follow(take, timeout)
 
     def finish(self) -> bool:
         """End the exchange; return whether the connection can carry another one. It is closed if it cannot."""
@@ -89,6 +93,11 @@ class Connection(asyncio.Protocol):
         """Close the connection at once, whatever is under way."""
         if self._transport is not None:
             self._transport.abort()
+
+    def _resume(self) -> None:
+        if self._paused and not self._is_closing():
+            self._paused = False
+            self._open().resume_reading()
 
     def _is_closing(self) -> bool:
         # uvloop's transports raise RuntimeError once closed, which is before they say that they are lost.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
+from collections.abc import Callable
 from typing import Final
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -17,6 +18,10 @@ FIELD_LIMIT: Final = 256
 """Header fields an answer may have."""
 ERROR_BODY_LIMIT: Final = 64 * 2**10
 """Bytes read of an answer that is no 200: enough for any error, and never a gift to a hostile host."""
+
+
+Take = Callable[[bytes], bool]
+"""Takes bytes of a body; whether it wants more of them at once."""
 
 
 class _Stop(Exception):
@@ -49,6 +54,11 @@ class Exchange:
         self._head_fields = 0
         self._failure: UpstreamError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._follower: Take | None = None
+        self._enough = False
+        """The follower wants no more."""
+        self._heard = 0.0
+        """When something arrived last, on the loop's clock."""
         self._parser: HttpResponseParser | None = HttpResponseParser(self)
 
     def close(self) -> None:
@@ -72,6 +82,7 @@ class Exchange:
             self._arrived += len(data)
             if self._arrived > HEAD_LIMIT:
                 self.fail(_head_too_large())
+        self._heard = asyncio.get_running_loop().time()
         self._wake()
         return self._failure is None and (self.reusable or not self.complete)
 
@@ -119,6 +130,32 @@ class Exchange:
                 await self._wait(until)
         return self._take()
 
+    async def follow(self, take: Take, timeout: float) -> bool:
+        """
+        Hand the body to `take` as it arrives; return True once that wants no more, False at the body's end.
+
+        This task sleeps meanwhile: to wake it costs more than most pieces do. Raises TimeoutError after `timeout`
+        seconds of silence, UpstreamError, and what `take` raises.
+        """
+        loop = asyncio.get_running_loop()
+        self._heard = loop.time()
+        self._follower, self._enough = take, False
+        try:
+            while not self._enough:
+                if self._pieces:
+                    self._enough = not take(self._take())
+                elif self.complete:
+                    return False
+                else:
+                    try:
+                        await self._wait(self._heard + timeout)
+                    except TimeoutError:
+                        if loop.time() >= self._heard + timeout:
+                            raise
+            return True
+        finally:
+            self._follower = None
+
     def _take(self) -> bytes:
         pieces, self._pieces, self.held = self._pieces, [], 0
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -141,8 +178,21 @@ class Exchange:
         waiter = self._waiter
         if waiter is None or waiter.done():
             return
-        if self.complete or self._failure is not None or (self.streamed and self.status):
+        if self.complete or self._failure is not None:
             waiter.set_result(None)
+        elif self._follower is not None:
+            self._hand_on(self._follower, waiter)
+        elif self.streamed and self.status:
+            waiter.set_result(None)
+
+    def _hand_on(self, take: Take, waiter: asyncio.Future[None]) -> None:
+        """Give the follower what arrived; its task is woken only when that was enough, or went wrong."""
+        try:
+            if self._pieces and not take(self._take()):
+                self._enough = True
+                waiter.set_result(None)
+        except Exception as error:  # noqa: BLE001 - it belongs to the task that follows, not to the connection
+            waiter.set_exception(error)
 
     # What the parser calls.
 

@@ -16,7 +16,7 @@ from pipeline.settings import DispatchSettings
 from workers.providers._coding import decoded, decoder
 from workers.providers._connection import Connection
 from workers.providers._dialect import UpstreamRequest
-from workers.providers._exchange import ERROR_BODY_LIMIT, Exchange
+from workers.providers._exchange import ERROR_BODY_LIMIT, Exchange, Take
 from workers.providers._heads import address, head
 from workers.providers._pool import Pool, Route
 
@@ -66,6 +66,22 @@ class Stream:
         except TimeoutError:
             raise _silent(self._between) from None
         return plain
+
+    async def follow(self, take: Take) -> bool:
+        """
+        Hand the bytes to `take` as they arrive; return True once it wants no more, False at the end.
+
+        Raises UpstreamError, and what `take` raises.
+        """
+        if self._decoder is None:
+            try:
+                return await self._connection.follow(take, self._between)
+            except TimeoutError:
+                raise _silent(self._between) from None
+        while (plain := await self.receive()) is not None:
+            if not take(plain):
+                return True
+        return False
 
     async def read(self) -> bytes:
         """Return the beginning of an answer that turned out to be no stream: as much as an error may need."""

@@ -168,32 +168,38 @@ class _JobCall:
                 body = await upstream.read()
                 raise call.provider.error(upstream.status, upstream.headers, body, call.endpoint)
             reader = call.provider.stream(self._delivery.job.operation, call.endpoint)
-            while (data := await upstream.receive()) is not None:
-                await self._send(reader.feed(data))
+
+            def take(data: bytes) -> bool:
+                room = self._write(reader.feed(data))
+                return room and not reader.finished and reader.failure is None
+
+            while await upstream.follow(take):
                 if reader.failure is not None:
                     raise reader.failure
                 if reader.finished:
                     await upstream.drain()
                     break
+                await self._delivery.room()
             else:
-                await self._send(reader.close())
+                self._write(reader.close())
         return Done(facts=self.facts(reader.usage), content_type=_EVENT_STREAM)
 
     async def _answer_locally(self, answer: LocalAnswer) -> Done:
         if not answer.events:
             return Done(answer.body, self.facts(answer.usage))
         for event in answer.events:
-            await self._send(event)
+            if not self._write(event):
+                await self._delivery.room()
         return Done(facts=self.facts(answer.usage), content_type=_EVENT_STREAM)
 
-    async def _send(self, data: bytes) -> None:
-        """Pass events on; the first carry the facts for the headers."""
+    def _write(self, data: bytes) -> bool:
+        """Pass events on, the first with the facts for the headers; return whether there is room for more."""
+        if not data:
+            return True
         if self.started:
-            if data:
-                await self._delivery.send(data)
-        elif data:
-            self.started = True
-            await self._delivery.send(data, self.facts(), _EVENT_STREAM)
+            return self._delivery.write(data)
+        self.started = True
+        return self._delivery.write(data, self.facts(), _EVENT_STREAM)
 
 
 @asynccontextmanager
