@@ -16,6 +16,7 @@ PipelineError
 ├─ UpstreamError           the router may go elsewhere
 │  ├─ UpstreamRejected     4xx   the provider's own word       (not retryable)
 │  ├─ UpstreamOverloaded   429   ├─ UpstreamUnavailable 502/503 ├─ UpstreamTimeout 504 └─ UpstreamGarbled 502
+│  ├─ UpstreamResting      429   every deployment rests, so none was asked (an UpstreamOverloaded)
 │  ├─ UpstreamBusy         503   (an UpstreamUnavailable: the provider's own 503 or 529)
 │  ├─ UpstreamAuthFailed   502   the deployment's key was refused: ours, so never a 401 to the client
 │  └─ ModelDisabled        503   the deployment's key is not set
@@ -204,7 +205,7 @@ class UpstreamError(PipelineError):
     type = "upstream_error"
     code = "upstream_error"
     retryable = True
-    should_retry = False
+    should_retry: ClassVar[bool | None] = False
     same_again: ClassVar[bool] = True
     """Whether the same deployment may do better next time, too."""
 
@@ -241,6 +242,12 @@ class UpstreamOverloaded(UpstreamError):
     status = 429
     type = "rate_limit_error"
     code = "upstream_rate_limited"
+
+
+class UpstreamResting(UpstreamOverloaded):
+    """Every deployment rests after failures. None was asked, so the client may ask again once the first is back."""
+
+    should_retry = None
 
 
 class UpstreamUnavailable(UpstreamError):

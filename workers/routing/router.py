@@ -18,6 +18,7 @@ from pipeline.errors import (
     ModelDisabled,
     UpstreamError,
     UpstreamOverloaded,
+    UpstreamResting,
     UpstreamTimeout,
 )
 from pipeline.logs import logger
@@ -76,12 +77,16 @@ class Router:
         self._sleep = sleep
 
     async def run(self, group: Group, call: Call[T]) -> T:
-        """Return the first attempt's answer that is one. Raises the last attempt's error, or DeadlineExceeded."""
+        """
+        Return the first attempt's answer that is one.
+
+        Raises the last attempt's error, DeadlineExceeded, and UpstreamResting when nobody may be asked.
+        """
         tried: set[str] = set()
         failures = 0
         deployment, attempt, wait = self._next(group, call, tried)
-        if wait and wait >= call.remaining:
-            raise UpstreamOverloaded(
+        if wait:  # waiting would take slots from models that are well, and all who waited would call at once
+            raise UpstreamResting(
                 f"every deployment of model {group.name!r} rests after failures",
                 hint="ask again after `Retry-After`",
                 retry_after=wait,

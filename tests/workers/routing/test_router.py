@@ -21,6 +21,7 @@ from pipeline.errors import (
     UpstreamGarbled,
     UpstreamOverloaded,
     UpstreamRejected,
+    UpstreamResting,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
@@ -272,7 +273,7 @@ async def test_a_deployment_whose_fellows_are_disabled_is_alone_too() -> None:
     assert call.now == 0
 
 
-async def test_when_all_rest_the_one_that_recovers_soonest_is_waited_for() -> None:
+async def test_when_all_rest_a_retry_waits_for_the_one_that_recovers_soonest() -> None:
     call = ScriptedCall(UpstreamOverloaded("429", retry_after=30), UpstreamOverloaded("429", retry_after=10))
     router = router_for(call, retries=2)
     await router.run(group("a", "b"), call)
@@ -280,15 +281,15 @@ async def test_when_all_rest_the_one_that_recovers_soonest_is_waited_for() -> No
     assert call.now == 10
 
 
-async def test_when_all_rest_beyond_the_deadline_the_client_is_told_for_how_long() -> None:
-    call = ScriptedCall(UpstreamOverloaded("429", retry_after=300), UpstreamOverloaded("429", retry_after=100))
+async def test_when_all_rest_nobody_is_asked_and_the_client_is_told_at_once_when_to_come_back() -> None:
+    call = ScriptedCall(UpstreamOverloaded("429", retry_after=30), UpstreamOverloaded("429", retry_after=10))
     router = router_for(call, retries=1)
     with pytest.raises(UpstreamOverloaded, match="429"):
         await router.run(group("a", "b"), call)
-    with pytest.raises(UpstreamOverloaded, match="every deployment of model 'gpt-4' rests") as caught:
+    with pytest.raises(UpstreamResting, match="every deployment of model 'gpt-4' rests") as caught:
         await router.run(group("a", "b"), call)
-    assert caught.value.retry_after == 100
-    assert len(call.attempts) == 2
+    assert (caught.value.retry_after, caught.value.fields().should_retry) == (10, None)
+    assert (len(call.attempts), call.now) == (2, 0)
 
 
 @pytest.mark.parametrize(
