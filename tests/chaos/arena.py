@@ -84,7 +84,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     callbacks: str = "mine.mine"
     """The managers of that source."""
     models: str = ""
-    """Further entries of `model_list`; `{provider}` and `{provider_key}` stand for the usual ones."""
+    """Further entries of `model_list`, a line each; `PROVIDER` stands for host and port of the usual one."""
     files: int = 0
     """Limit of open files of every process; 0: as it is."""
 
@@ -216,10 +216,11 @@ def _gateway(arena: Arena) -> Iterator[Gateway]:
     layout, directory = arena.layout, arena.directory
     manager = layout.manager or _MANAGER.replace("HOOK_TAKES", str(layout.hook_takes))
     (directory / "mine.py").write_text(manager)
-    provider = {"provider": arena.provider.address, "provider_key": PROVIDER_KEY}
+    models = layout.models.replace("PROVIDER", arena.provider.address)
     config = _CONFIG.format(
-        **provider,
-        models="".join(f"  - {line}\n" for line in layout.models.format(**provider).splitlines()),
+        provider=arena.provider.address,
+        provider_key=PROVIDER_KEY,
+        models="".join(f"  - {line}\n" for line in models.splitlines()),
         callbacks=layout.callbacks,
         master_key=MASTER_KEY,
         retries=layout.retries,

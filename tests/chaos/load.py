@@ -86,6 +86,18 @@ class Load:
                 tasks.start_soon(self._one, kind, fields)
         return self.outcomes[before:]
 
+    async def together(self, *requests: tuple[str, dict[str, Any]]) -> list[Outcome]:
+        """Send requests, each a kind and its fields, at the same time; return their ends in that order."""
+        ends: dict[int, Outcome] = {}
+
+        async def send(number: int, kind: str, fields: dict[str, Any]) -> None:
+            ends[number] = await self.one(kind, **fields)
+
+        async with anyio.create_task_group() as tasks:
+            for number, (kind, fields) in enumerate(requests):
+                tasks.start_soon(send, number, kind, fields)
+        return [ends[number] for number in range(len(requests))]
+
     async def steady(self, rate: float, until: anyio.Event, kind: str = "", **fields: Any) -> None:
         """Send `rate` requests a second, whatever becomes of them, until the event; return when all have ended."""
         began = time.monotonic()
@@ -153,7 +165,7 @@ def request(name: str, kind: str, **fields: Any) -> dict[str, Any]:
     if kind == "stream":
         body["stream"] = True
     if kind != "plain":
-        body["prompt_id"] = "p"
+        body.setdefault("prompt_id", "p")
     return body
 
 

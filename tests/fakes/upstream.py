@@ -223,6 +223,8 @@ async def _take(stream: SocketStream, steps: tuple[Step, ...]) -> bool:
 async def _receive(stream: SocketStream, buffer: bytearray) -> Received:
     while (end := buffer.find(b"\r\n\r\n")) < 0:
         buffer += await stream.receive()
+        if not buffer[:1].isalpha():  # a TLS greeting; a server of HTTP hangs up on it
+            raise anyio.EndOfStream
     first, *lines = bytes(buffer[:end]).decode("latin-1").split("\r\n")
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     size = end + 4 + int(headers.get("content-length", "0"))
