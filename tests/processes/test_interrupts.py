@@ -50,7 +50,7 @@ async def test_ctrl_c_during_the_start_shows_no_traceback(tmp_path: Path, when: 
 
 
 async def test_ctrl_c_reaches_the_supervisor_alone(tmp_path: Path) -> None:
-    """The terminal sends it to the whole group; a process that imports callbacks would end in a traceback of its own."""
+    """The terminal sends it to the whole group, and who imports callbacks there would show a traceback."""
     with starting(tmp_path) as gateway:
         await wait_until((tmp_path / "imported").exists, timeout=20, every=0.001)
         children = gateway.children()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import pytest
-from fakes.callers import drained, parts
+from fakes.callers import calling, drained, parts
 from fakes.gateways import MANAGER, Gateway, alive, start_gateway
-from fakes.loads import called_twice, load, slow
-from fakes.upstream import ScriptedUpstream, run_upstream_in_thread
+from fakes.loads import asked, called_twice, load, slow
+from fakes.upstream import Answer, Received, ScriptedUpstream, completion, hang, reply, run_upstream_in_thread
 from fakes.waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.anyio]
@@ -29,15 +31,18 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("rolling")
 
 
-@pytest.fixture(scope="module")
-def gateway(directory: Path, upstream: ScriptedUpstream) -> Iterator[Gateway]:
-    (directory / "mine.py").write_text(MANAGER.replace('{"role": "system", "content": "from mine"}, ', ""))
-    config = (
+def configuration(upstream: ScriptedUpstream) -> str:
+    return (
         "model_list:\n"
         "  - model_name: gpt-4\n"
         f"    litellm_params: {{model: openai/gpt-4, api_base: '{upstream.url}', api_key: sk-upstream}}\n"
-        "litellm_settings: {callbacks: mine.mine}\n"
     )
+
+
+@pytest.fixture(scope="module")
+def gateway(directory: Path, upstream: ScriptedUpstream) -> Iterator[Gateway]:
+    (directory / "mine.py").write_text(MANAGER.replace('{"role": "system", "content": "from mine"}, ', ""))
+    config = configuration(upstream) + "litellm_settings: {callbacks: mine.mine}\n"
     with start_gateway(directory, config=config) as running:
         yield running
 
@@ -65,3 +70,30 @@ async def test_a_process_that_is_told_to_end_under_load_is_replaced_and_nobody_n
         p: pid for p, pid in before.items() if p != part
     }
     await wait_until(lambda: drained(directory), timeout=20, every=0.1)
+
+
+async def test_what_a_draining_worker_fetched_and_did_not_start_is_done_by_another_within_a_second(
+    tmp_path: Path,
+) -> None:
+    def answer(received: Received) -> Answer:
+        return reply(completion(asked(received))) if "quick" in asked(received) else hang()
+
+    with (
+        run_upstream_in_thread() as upstream,
+        start_gateway(tmp_path, "--scale", "dispatch=2", config=configuration(upstream)) as gateway,
+    ):
+        upstream.default = answer
+        async with calling(gateway.url) as caller, anyio.create_task_group() as tasks:
+            for number in range(10):
+                tasks.start_soon(caller.chat, f"long {number}")
+            await wait_until(lambda: len(upstream.requests) == 10, timeout=20)
+            draining = gateway.child("worker dispatch")
+            os.kill(draining, signal.SIGTERM)  # while its read waits for more
+            sent = time.monotonic()
+            answers = await caller.gather(*({"text": f"quick {number}"} for number in range(20)))
+            assert alive(draining)
+            tasks.cancel_scope.cancel()
+        assert {answer.status for answer in answers} == {200}
+        print(f"the last answer came after {max(answer.at for answer in answers) - sent:.2f} s")
+        assert max(answer.at for answer in answers) - sent < 2.0
+        assert not called_twice(upstream)
