@@ -175,6 +175,9 @@ async def _connect(url: str, name: str) -> AbstractConnection:
 
 
 async def _exchange(connection: AbstractConnection, commands: Sequence[Command]) -> list[Any]:
+    writer = connection._writer
+    if writer is not None and writer.is_closing():  # reset while nobody read: uvloop raises a RuntimeError for a write
+        raise ConnectionResetError("the server closed the connection")
     await connection.send_packed_command(
         b"".join(hiredis.pack_command(command) for command in commands),  # type: ignore[arg-type]  # its stub knows pairs only
         check_health=False,

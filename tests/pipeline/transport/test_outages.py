@@ -6,6 +6,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from chaos.wire import Wire
 from fakes.configs import settings
 from fakes.deliveries import make_job
 from fakes.pipelines import (
@@ -327,6 +328,20 @@ async def test_a_link_makes_every_foreign_error_one_of_ours(url: str) -> None:
     broken = Link("http://not-redis", "test")
     with pytest.raises(ConfigurationError, match="REDIS_URL"):
         await broken.call(("PING",))
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})])
+async def test_an_idle_connection_that_was_reset_means_that_redis_is_away(url: str) -> None:
+    with Wire(url.removeprefix("unix://")).running() as wire:
+        link = Link(f"redis://{wire.address}", "test-idle")
+        await link.run(("PING",))
+        wire.cut("test")
+        assert link._connection is not None
+        await wait_until(link._connection._writer.is_closing)
+        with pytest.raises(TransportUnavailable):
+            await link.call(("PING",))
+        await link.run(("PING",))
+        await link.close()
 
 
 async def test_a_busy_group_is_no_reason_to_wait(url: str) -> None:
