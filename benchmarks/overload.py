@@ -27,9 +27,6 @@ SETTLING: Final = 2.0
 SLOW: Final = 10 * LATENCY
 """An answer that took longer is not back to normal."""
 
-AFTER: Final = 15.0
-"""Seconds of half the load once the overload is over."""
-
 
 class Upstream(asyncio.Protocol):
     """Answers every request after `LATENCY`."""
@@ -79,13 +76,13 @@ class Phases:
         clients = Clients(int(self._gateway.url.rpartition(":")[2]), json.dumps(self._body).encode())
         loop, seconds = asyncio.get_running_loop(), self._options.seconds
         await clients.saturate(2 * SLOTS, 1)
-        peak = _goodput(await self._measured(clients, clients.saturate(2 * SLOTS, min(10.0, seconds))))
+        peak = _goodput(await self._measured(clients, clients.saturate(2 * SLOTS, min(10.0, seconds / 2))))
         sampling = asyncio.create_task(self._sample())
         begin = loop.time()
         overload = await self._measured(clients, clients.offer(3 * peak, seconds))
         sampling.cancel()
         end = begin + seconds
-        after = await self._measured(clients, clients.offer(peak / 2, AFTER))
+        after = await self._measured(clients, clients.offer(peak / 2, self._options.after))
         clients.close()
         steady = [r for r in overload if begin + SETTLING <= r.at + r.seconds <= end]
         bad = [r.at + r.seconds - end for r in after if r.status != 200 or r.seconds > SLOW]
@@ -170,6 +167,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overload", description=__doc__)
     parser.add_argument("--seconds", type=float, default=120.0, help="length of the overload (default: 120)")
+    parser.add_argument("--after", type=float, default=15.0, help="seconds of half the load after it (default: 15)")
     parser.add_argument("--backlog", type=int, default=400, help="max_backlog of the gateway (default: 400)")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds each client waits (default: 60)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")

@@ -9,6 +9,9 @@ from typing import Final
 from pipeline.errors import ConfigurationError
 
 _QUEUE: Final = 2048
+_UNSENT: Final = 256 * 1024
+"""Bytes of answers the kernel keeps for a connection, or twice that; by itself it would keep up to 4 MB for each."""
+
 _EVERY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - addresses to recognize, not to bind
 
 
@@ -21,6 +24,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigurationError(f"{host} is not an address of this machine ({error}); choose another --host") from None
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNSENT)  # connections inherit it
         bound.bind(address)
         bound.listen(_QUEUE)  # without it Linux lets a second process bind the port; early clients wait in the queue
     except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import anyio
@@ -125,8 +125,9 @@ class Writer:
         group = Group(self._consumer)
         for delivery, frame in firsts:
             group.first_frame(delivery, frame, delivery.job.deadline - now)
-        for reply_to, sent in frames.items():
-            group.frames(reply_to, [frame for _, frame in sent])
+        entries = [entry for sent in frames.values() for entry in _entries(sent)]
+        for sent in entries:
+            group.frames(sent[0][0].job.reply_to, [frame for _, frame in sent])
         settled: list[tuple[HeldDelivery, Effect]] = []
         while self._settlements and len(settled) < GROUP_WRITES and group.size < GROUP_BYTES:
             settled.append(_add_settlement(group, *self._settlements.popleft(), now))
@@ -140,7 +141,7 @@ class Writer:
         marks = iter(answers)
         for delivery, _ in firsts:
             _heard([delivery], next(marks))
-        for sent in frames.values():
+        for sent in entries:
             _heard([delivery for delivery, _ in sent], next(marks))
         lost = [(d, e) for d, e in settled if _settled(d, e, next(marks), resent=resent) == -1]
         if lost:
@@ -190,6 +191,16 @@ class Writer:
             pass  # the fetch makes the group as well
         if again.arguments:
             await self._send(again)
+
+
+def _entries(sent: list[tuple[HeldDelivery, Frame]]) -> Iterator[list[tuple[HeldDelivery, Frame]]]:
+    """Yield the frames for one ingress process in entries of about 64 KB: its reader takes hundreds of them at once."""
+    size = begin = 0
+    for end, (_, frame) in enumerate(sent, start=1):
+        size += len(frame.data)
+        if size >= FRAME_BYTES or end == len(sent):
+            yield sent[begin:end]
+            size, begin = 0, end
 
 
 def _add_settlement(group: Group, delivery: HeldDelivery, effect: Effect, now: int) -> tuple[HeldDelivery, Effect]:
