@@ -107,3 +107,27 @@ def test_it_is_coloured_on_a_terminal_only(
     first_screen.show(ready(settings()))
     assert "http://127.0.0.1:4000/v1" in stream.getvalue()
     assert ("\033[" in stream.getvalue()) is coloured
+
+
+def test_it_warns_of_a_part_without_a_process() -> None:
+    said = text(ready(settings(), unserved=("ingress", "dispatch")))
+    assert "warning no ingress process runs here" in said
+    assert "\n no process here works on dispatch: unless one does elsewhere, requests end in 503 no_worker" in said
+
+
+def test_after_a_reload_it_says_what_came_and_what_went() -> None:
+    before = ready(settings(deployment("stays"), deployment("goes")))
+    after = ready(settings(deployment("stays"), deployment("comes"), keys=KEYED.keys))
+    assert first_screen.changes(before, after) == (
+        "reloaded: key master (configured), a (from $A), models comes -> openai/gpt-4\n"
+        "no more: key any (loopback only), models goes -> openai/gpt-4"
+    )
+    assert first_screen.changes(before, ready(settings(deployment("stays")))) == (
+        "reloaded\nno more: models goes -> openai/gpt-4"
+    )
+    assert "names they had" in first_screen.changes(before, before)
+
+
+def test_of_a_hundred_models_that_came_some_are_named() -> None:
+    many = ready(settings(deployment(), *(deployment(str(number)) for number in range(100))))
+    assert first_screen.changes(ready(settings()), many).endswith("models 7 -> openai/gpt-4, and 92 more")

@@ -47,6 +47,12 @@ def test_a_crash_is_forgiven_three_times_then_costs_more_and_more() -> None:
     assert backoff.pause(60) == 0
 
 
+def test_who_was_told_to_end_and_did_costs_nothing_but_who_has_nothing_to_do_does() -> None:
+    backoff = Backoff()
+    assert [backoff.pause(5, 0) for _ in range(10)] == [0] * 10
+    assert [backoff.pause(1, 0) for _ in range(5)] == [0, 0, 0, 1, 2]
+
+
 async def test_lines_come_with_the_name_of_their_process(capfd: pytest.CaptureFixture[str]) -> None:
     script = "import sys, time; print('one'); print('two', file=sys.stderr); print('end', end=''); time.sleep(60)"
     async with running(Run(*python(script))) as run:

@@ -6,6 +6,7 @@ import re
 import socket
 from pathlib import Path
 
+import httpx2
 import pytest
 from fakes.gateways import CONFIG, MANAGER, promptmill, start_gateway
 
@@ -93,6 +94,17 @@ def test_a_configuration_that_is_missing_ends_the_start(tmp_path: Path) -> None:
 def test_a_gateway_without_ingress_cannot_have_more_of_it(tmp_path: Path) -> None:
     (tmp_path / "Procfile").write_text("d: promptmill worker dispatch\n")
     assert "has no ingress" in refused(tmp_path, "--num_workers", "2")
+
+
+def test_a_stage_without_a_process_is_told_and_is_not_ready(tmp_path: Path) -> None:
+    with start_gateway(tmp_path, "--scale", "dispatch=0") as gateway:
+        assert "no process here works on dispatch" in gateway.log
+        assert httpx2.get(f"{gateway.url}/health/readiness", trust_env=False).status_code == 503
+
+
+def test_a_command_that_is_none_ends_the_start(tmp_path: Path) -> None:
+    (tmp_path / "Procfile").write_text("ingress: promptmill ingress\ndispatch: promptmill wroker dispatch\n")
+    assert "'dispatch' runs `promptmill wroker`" in refused(tmp_path)
 
 
 def test_awkward_surroundings_do_not_keep_it_from_starting(tmp_path: Path) -> None:
