@@ -35,6 +35,8 @@ SLOWEST: Final = 256 * 1024
 
 PING_EVERY: Final = 15.0
 PING: Final = b": ping\n\n"
+DONE: Final = b"data: [DONE]\n\n"
+"""After it clients read nothing more of a stream."""
 
 log = logs.logger("ingress")
 
@@ -90,7 +92,7 @@ async def _relay(exchange: Exchange, waiter: Waiter, job: Job) -> None:
             await exchange.start(200, kind, STREAM_HEADERS)
         await _stream(exchange, waiter, job, item)
     elif exchange.status:
-        await _end(exchange, item, job, ended=True)
+        await _end(exchange, item, job, PING)
     else:
         await _whole(exchange, item, job)
 
@@ -145,8 +147,14 @@ async def _stream(exchange: Exchange, waiter: Waiter, job: Job, frame: Frame) ->
                 await anyio.lowlevel.checkpoint()  # to hear whether the client has room for more
             if failpoints.ARMED:
                 await failpoints.reach("ingress.mid_stream")
-            item = await waiter.next(line.push)
-        await _end(exchange, item, job, ended=line.last.endswith(b"\n\n"))
+            try:
+                item = await waiter.next(line.push)
+            except PipelineError:
+                if not line.last.endswith(DONE):
+                    raise
+                await _send(exchange, b"", more=False)  # the answer is whole, only the word that it is was lost
+                return
+        await _end(exchange, item, job, line.last)
     if scope.cancelled_caught:  # without its end the server cuts the connection: nothing else would be read either
         waiter.cancel()
         exchange.code = DeadlineExceeded.code
@@ -175,14 +183,14 @@ class _Line:
         return True
 
 
-async def _end(exchange: Exchange, answer: Answer, job: Job, *, ended: bool) -> None:
-    """Write the last bytes of a stream. `ended`: those before them ended an event."""
+async def _end(exchange: Exchange, answer: Answer, job: Job, before: bytes) -> None:
+    """Write the last bytes of a stream, after `before`."""
     reply = answer.reply
     exchange.facts = _facts(reply.facts, job)
     last = answer.body
-    if reply.error is not None:
+    if reply.error is not None and not before.endswith(DONE):
         exchange.code = reply.error.code
-        last = (b"" if ended else b"\n\n") + error_event(reply.error, exchange.id, job.operation)
+        last = (b"" if before.endswith(b"\n\n") else b"\n\n") + error_event(reply.error, exchange.id, job.operation)
     elif last and reply.frames == 0 and reply.content_type.encode() == JSON:
         # Pings promised events, and then the provider answered in one piece.
         last = b"".join(b"data: " + line + b"\n" for line in last.splitlines()) + b"\n"

@@ -137,6 +137,12 @@ async def test_an_error_does_not_melt_into_half_an_event() -> None:
     assert response.text.startswith('data: {"a\n\ndata: {"error":')
 
 
+@pytest.mark.parametrize("end", [WorkerLost("lost"), DeadlineExceeded("late"), answer(b"", error=ERROR)])
+async def test_no_error_follows_the_end_of_a_whole_stream(end: Any) -> None:
+    response = await ask(frame(b"data: 1\n\n"), frame(b"data: [DONE]\n\n", seq=1), end, body=STREAM)
+    assert response.text == "data: 1\n\ndata: [DONE]\n\n"
+
+
 @pytest.mark.parametrize("error", [WorkerLost("lost"), DeadlineExceeded("late"), Cancelled("too slow")])
 async def test_what_breaks_a_stream_off_is_an_event_too(error: Any) -> None:
     response = await ask(frame(b"data: 1\n\n"), error, body=STREAM)
