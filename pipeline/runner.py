@@ -33,6 +33,8 @@ FLUSH_LIMIT: Final = 10.0
 """Seconds a stopping process tries to write its last outcomes."""
 
 HAND_BACK_LIMIT: Final = 2.0
+WRITTEN: Final = 0.25
+"""Seconds after which a full stage looks whether outcomes were written."""
 
 log = logs.logger("runner")
 
@@ -110,11 +112,14 @@ class StageRunner:
 
     async def _fetch(self, handlers: asyncio.TaskGroup, stop: Stop) -> None:
         while not stop:
-            if not self._slots.free:
-                await self._slots.wait()
+            # Outcomes that are not written yet take no slot, but not without end: writing may fail while reading works.
+            room = min(self._slots.free, 2 * self._slots.count - self._stream.size)
+            if room < 1:
+                with anyio.move_on_after(WRITTEN):
+                    await self._slots.wait()
                 continue
             # A slot first, a job second: never hold what we cannot run. The read is never cancelled, only short.
-            deliveries = await self._stream.fetch(self._slots.free)
+            deliveries = await self._stream.fetch(room)
             if failpoints.ARMED and deliveries:
                 await failpoints.reach(f"{self._spec.name}.after_read")
             if stop and deliveries:  # asked to stop while they came: others can have them at once

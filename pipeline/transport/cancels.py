@@ -23,9 +23,10 @@ def cancellation(jobs: Iterable[tuple[str, int]], oldest: int) -> Command:
     """
     Return the command that cancels jobs, given as (id, deadline in ms).
 
-    Entries older than `oldest` (ms) concern nobody any more and are trimmed.
+    Entries older than `oldest` (ms) concern nobody any more and are trimmed; so are the oldest when there are too many.
     """
-    return CANCEL([keyspace.CANCEL], max(0, oldest), *(argument for job in jobs for argument in job))
+    pairs = (argument for job in jobs for argument in job)
+    return CANCEL([keyspace.CANCEL], max(0, oldest), keyspace.CANCEL_LIMIT, *pairs)
 
 
 class Cancels:
@@ -73,6 +74,8 @@ class Cancels:
                 log.warning("unreadable cancellation", entry=self._last)
                 continue
             self._deadlines[job_id] = deadline
+            if len(self._deadlines) > keyspace.CANCEL_LIMIT:
+                del self._deadlines[next(iter(self._deadlines))]
             cancel(job_id)
         return len(entries)
 

@@ -2,7 +2,6 @@
 Every key promptmill uses in Redis, and how long each lives.
 
 All names carry one hash tag per partition, so a cluster keeps a partition's keys on one node and may route scripts.
-Keys without a lifetime: stage streams, their byte counters, delayed sets, `dead`, `cancel` and `consumers`.
 """
 
 from __future__ import annotations
@@ -24,12 +23,36 @@ DEAD_LIMIT: Final = 10_000
 DEAD_BODY_LIMIT: Final = 25_000
 """Largest body kept with a dead letter, in bytes: with `DEAD_LIMIT` it bounds the stream at about 256 MB."""
 
+DEAD_TEXT_LIMIT: Final = 200
+"""Characters of each other fact: names may come from anybody who can write to a stream."""
+
+DELAYED_LIMIT: Final = 10_000
+"""Jobs put off in one stage's lane; a further one is answered with an error."""
+
+CANCEL_LIMIT: Final = 100_000
+"""Cancellations that are remembered; a job whose own was forgotten may run although its client left."""
+
 DEAD: Final = PREFIX + "dead"
 CANCEL: Final = PREFIX + "cancel"
 CONSUMERS: Final = PREFIX + "consumers"
 """Sorted set of process names by the end of their registration; the index of the `up:` keys."""
 
-PERMANENT: Final = ("jobs:", "bytes:", "delayed:", "dead", "cancel", "consumers")
+FAMILIES: Final = {
+    "jobs:": False,
+    "bytes:": False,
+    "delayed:": False,
+    "body:": True,
+    "replies:": True,
+    "streamed:": True,
+    "cancel": False,
+    "up:": True,
+    "consumers": False,
+    "admitted:": True,
+    "dead": False,
+}
+"""What every key begins with, after the prefix, and whether it has a lifetime; the others are bounded in number."""
+
+PERMANENT: Final = tuple(family for family, expires in FAMILIES.items() if not expires)
 """What may live without a TTL, after the prefix."""
 
 

@@ -80,6 +80,11 @@ class StageStream:
         """Deliveries this process holds whose outcome is still open."""
         return tuple(delivery for delivery in self._held.values() if not delivery.settled)
 
+    @property
+    def size(self) -> int:
+        """Number of deliveries this process holds, those among them whose outcome is not written yet."""
+        return len(self._held)
+
     def count_held(self) -> None:
         """Tell the metrics how many deliveries are held, by lane."""
         lanes = Counter(lane for lane, _ in self._held)

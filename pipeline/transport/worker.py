@@ -19,6 +19,7 @@ from pipeline.transport.bodies import Bodies
 from pipeline.transport.cancels import Cancels
 from pipeline.transport.clock import ServerClock
 from pipeline.transport.connection import Backoff, Link
+from pipeline.transport.delivery import End
 from pipeline.transport.registry import BEAT, Registry, consumer_name, this_process
 from pipeline.transport.stage_stream import MOVE_MOST, StageLinks, StageStream
 from pipeline.transport.writer import Writer
@@ -102,8 +103,16 @@ class WorkerTransport:
                     stream.count_held()
                 await self._clock.refresh(self._links["upkeep"])
                 await self._registry.beat()
+                self._drop_unwanted()
             except TransportError as error:
                 log.warning("leases not renewed", error=str(error))
+
+    def _drop_unwanted(self) -> None:
+        """End the work for ingress processes that are gone: nobody reads its frames, and its calls cost money."""
+        for stream in self._streams:
+            for delivery in stream.held:
+                if self.unwanted(delivery.job):
+                    delivery.stop(End.CANCELLED)
 
     async def _keep_moving(self) -> None:
         """Move due jobs from the delayed sets to their streams."""

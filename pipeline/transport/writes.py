@@ -7,7 +7,7 @@ from typing import Final, assert_never
 
 import msgspec
 
-from pipeline.errors import PipelineError
+from pipeline.errors import BacklogFull, PipelineError
 from pipeline.job import ErrorFields, Facts, Frame, Job, Reply, encode
 from pipeline.stage import Defer, Done, Fail, Forward, Outcome
 from pipeline.transport import keyspace
@@ -109,7 +109,9 @@ class Group:
             case Defer(seconds, job):
                 source = delivery.source
                 delayed = self.keys[keyspace.delayed(source.stage, source.lane)]
-                return ("Z", delayed, now + int(seconds * 1000), self._delayed_member(delivery, job, now))
+                due, member = now + int(seconds * 1000), self._delayed_member(delivery, job, now)
+                otherwise = self._reply(delivery, Fail(_too_many_put_off(source.stage)), now)
+                return ("Z", delayed, due, keyspace.DELAYED_LIMIT, member, *otherwise)
             case Dead():
                 fields = dead_letter(delivery, effect, self.consumer, now)
                 head = (self.keys[keyspace.DEAD], keyspace.DEAD_LIMIT, len(fields), *fields)
@@ -198,4 +200,13 @@ def dead_letter(delivery: HeldDelivery, dead: Dead, consumer: str, now: int) -> 
     }
     if dead.keep_body and len(delivery.body) <= keyspace.DEAD_BODY_LIMIT:
         facts["body"] = delivery.body
-    return tuple(argument for pair in facts.items() for argument in pair)
+    short = {name: fact[: keyspace.DEAD_TEXT_LIMIT] if isinstance(fact, str) else fact for name, fact in facts.items()}
+    return tuple(argument for pair in short.items() for argument in pair)
+
+
+def _too_many_put_off(stage: str) -> PipelineError:
+    return BacklogFull(
+        f"too many jobs are put off in the {stage} stage: its workers do not know their models",
+        hint="Try again later; restart the workers with the configuration of the ingress.",
+        retry_after=5.0,
+    )

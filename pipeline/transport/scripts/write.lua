@@ -12,7 +12,7 @@
 --   N                                             nothing
 --   W K K header kind body size                   forward: stream, byte counter
 --   R K ttl header kind body                      reply
---   Z K due member                                defer
+--   Z K due limit member K|0 ttl header kind body         defer, or the reply when the set is full
 --   D K limit count f1 v1 ... K|0 ttl header kind body    dead letter, then its error reply
 -- Returns one number per write: 1 done, 0 stale (not the owner any more), -1 no group, -2 nobody listens; or the error
 -- of a write that failed, which keeps none of the others from being done.
@@ -55,7 +55,11 @@ local effects = {
     grow(key(at + 1), tonumber(ARGV[at + 5]))
   end,
   Z = function(at)
-    redis.call('ZADD', key(at), ARGV[at + 1], ARGV[at + 2])
+    if redis.call('ZCARD', key(at)) < tonumber(ARGV[at + 2]) then
+      redis.call('ZADD', key(at), ARGV[at + 1], ARGV[at + 3])
+    else
+      reply(at + 4)
+    end
   end,
   D = function(at)
     local count, fields = tonumber(ARGV[at + 2]), {}
