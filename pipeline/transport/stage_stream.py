@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 from collections import Counter
@@ -105,6 +106,7 @@ class StageStream:
 
     async def fetch(self, room: int) -> list[HeldDelivery]:
         """Return up to `room` deliveries, within about half a second; none when there are none or Redis is away."""
+        began = anyio.current_time()
         try:
             entries = await self._next(room)
         except TransportError as error:
@@ -114,7 +116,12 @@ class StageStream:
             await self._backoff.pause()
             return []
         self._backoff.reset()
-        return [self._hold(*entry) for entry in entries]
+        deliveries = [self._hold(*entry) for entry in entries]
+        if deliveries and anyio.current_time() - began > self._links.settings.lease / 2:
+            # The process or its network stood still: others may have them by now, and must not be run twice for it.
+            with contextlib.suppress(TransportError):
+                await self.renew()
+        return deliveries
 
     async def _next(self, room: int) -> list[tuple[str, str, list[Any], int]]:
         if self._read_failed:
@@ -275,7 +282,8 @@ class StageStream:
                 lost = {entry.decode() for entry in await self._links.upkeep.run(command)}
                 for delivery in chunk:
                     # Settled in the meantime: the entry is gone because we are done with it.
-                    if delivery.source.entry in lost and not delivery.settled and delivery.fenced:
+                    ours_to_lose = delivery.fenced and not (delivery.settled or delivery.ended())
+                    if delivery.source.entry in lost and ours_to_lose:
                         log.warning("lease lost", stage=self.stage, job=delivery.job.id)
                         delivery.stop(End.LOST)
 

@@ -24,6 +24,7 @@ from pipeline.job import BATCH, encode
 from pipeline.runner import Stop, run_stages
 from pipeline.stage import Done, Forward
 from pipeline.transport import keyspace
+from pipeline.transport.connection import Link
 from pipeline.transport.delivery import End
 from pipeline.transport.writes import Drop
 
@@ -152,6 +153,30 @@ async def test_a_lost_lease_cancels_the_work_and_its_late_outcome_changes_nothin
             await waiter.next()
         assert scope.cancelled_caught
         await link.call(("XACK", rival.stream, keyspace.GROUP, entry), ("XDEL", rival.stream, entry))
+
+
+async def test_what_a_process_that_stood_still_had_been_handed_meanwhile_is_run_by_others_alone(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = Link.call
+
+    async def late(link: Link, *commands, wait: float = 0.0):
+        """Answer a read only once a lease has passed, and somebody else has claimed what it holds."""
+        replies = await call(link, *commands, wait=wait)
+        if commands[0][0] == "XREADGROUP" and replies[0]:
+            await rival.age(*await rival.pending(), idle=0)
+            limit = anyio.current_time() + 0.1
+            await wait_until(lambda: anyio.current_time() > limit)
+        return replies
+
+    async with raw_link(url) as raw, stage_stream(url, lease=0.1) as stream:
+        rival = Rival(raw, "dispatch")
+        await stream.prepare()
+        entry = await rival.add(make_job(stages_left=("dispatch",)))
+        monkeypatch.setattr(Link, "call", late)
+        (delivery,) = await stream.fetch(4)
+        assert delivery.end is End.LOST
+        assert await rival.pending() == {entry: ("rival", 1)}
 
 
 async def test_a_lease_is_renewed_while_the_work_goes_on(url: str) -> None:
