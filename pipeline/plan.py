@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from pipeline import first_screen, plugins, procfile, surroundings
+from pipeline import first_screen, handover, plugins, procfile, surroundings
 from pipeline.errors import ConfigurationError
 from pipeline.exposure import check_exposure
 from pipeline.processes import Spec
@@ -97,35 +96,45 @@ def unserved(plan: Plan) -> tuple[str, ...]:
     return tuple(part for part in needed if part not in does)
 
 
-def specs(plan: Plan, redis_url: str, sock: socket.socket) -> list[Spec]:
+class Given(msgspec.Struct, frozen=True):
+    """What processes inherit: the way to Redis, and open files by number."""
+
+    redis_url: str
+    socket: int
+    """Listens; for the ingress."""
+    settings: int
+    """Holds the plan's settings."""
+
+
+def specs(plan: Plan, given: Given) -> list[Spec]:
     """Return every process to run, under its name and number."""
     found = []
-    common = surroundings.common(plan.settings, plan.environment, redis_url)
+    common = surroundings.common(plan.settings, plan.environment, given.redis_url)
     if sys.stderr.isatty():
         common.setdefault("PROMPTMILL_LOG_FORMAT", "text")
     for name, count in plan.counts.items():
         stages = plan.procfile.stages(name)
         environment = surroundings.for_stages(stages, plan.settings, common)
         for number in range(1, count + 1):
-            spec = _spec(plan, name, environment, sock)
+            spec = _spec(plan, name, environment, given)
             found.append(msgspec.structs.replace(spec, name=f"{name}.{number}", stages=stages))
     return found
 
 
-def _spec(plan: Plan, name: str, environment: Mapping[str, str], sock: socket.socket) -> Spec:
+def _spec(plan: Plan, name: str, environment: Mapping[str, str], given: Given) -> Spec:
     words, part = plan.procfile.words(name, environment), plan.procfile.part(name)
-    descriptors: tuple[int, ...] = ()
+    descriptors: tuple[int, ...] = (given.settings,)
     if words[0] != OURS:
         return Spec(name=name, command=tuple(tied(words)), environment=environment)
     # -P: a `pipeline.py` in the working directory must not be taken for ours
     command = [sys.executable, "-P", "-m", "pipeline", *words[1:]]
-    environment = {**environment, PARENT_VARIABLE: str(os.getpid())}
+    environment = {**environment, PARENT_VARIABLE: str(os.getpid()), handover.VARIABLE: str(given.settings)}
     grace = plan.settings.transport.grace
     if part in ("ingress", "worker") and plan.debug:
         command.append("--debug")
     if part == "ingress":
-        descriptors = (sock.fileno(),)
-        environment[SOCKET_VARIABLE] = str(sock.fileno())
+        descriptors = (*descriptors, given.socket)
+        environment[SOCKET_VARIABLE] = str(given.socket)
         grace = plan.settings.ingress.drain
     return Spec(
         name=name,

@@ -10,7 +10,7 @@ from typing import Final, NoReturn
 import click
 import msgspec
 
-from pipeline import configuration, lockfile
+from pipeline import configuration, handover, lockfile
 from pipeline.errors import ConfigurationError, PipelineError
 from pipeline.settings import Settings
 
@@ -39,7 +39,7 @@ class Source:
     def load(self) -> Settings:
         """Return the settings, and set their `environment_variables` in this process. Ends it with status 2 instead."""
         try:
-            settings = self.read()
+            settings = handover.take() or self.read()
         except ConfigurationError as error:
             refuse(error)
         self.set_environment(settings)

@@ -9,16 +9,16 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import anyio
 import anyio.lowlevel
 
-from pipeline import callbacks, first_screen, listener
+from pipeline import callbacks, first_screen, handover, listener
 from pipeline.errors import ConfigurationError, PipelineError
 from pipeline.fleet import PARTS, Fleet
 from pipeline.lockfile import Lock, Running
-from pipeline.plan import Plan, renewed, specs, unserved
+from pipeline.plan import Given, Plan, renewed, specs, unserved
 from pipeline.processes import Child, Output, Spec
 from pipeline.procfile import OURS
 from pipeline.terminal import Terminal
@@ -48,6 +48,7 @@ class Supervisor:
         self._status = 0
         self._serving = anyio.CancelScope()
         self._told_to_reload = anyio.Event()
+        self._handed: list[IO[bytes]] = []
         longest = max((len(name) for name in plan.counts), default=0) + 2
         self._output = Output(max(longest, len(OURS)), sys.stderr.isatty() and "NO_COLOR" not in os.environ)
 
@@ -71,6 +72,7 @@ class Supervisor:
                         await anyio.lowlevel.checkpoint()  # where the cancellation takes hold
                 self._socket.close()
                 await fleet.stop()
+                self._close(self._handed[:])
                 if self._server is not None:
                     embedded.remove_socket(self._server)
                 lifetimes.cancel_scope.cancel()
@@ -89,7 +91,7 @@ class Supervisor:
         except* ConfigurationError as group:
             self._refuse(next(e for e in group.exceptions if isinstance(e, ConfigurationError)))
             await anyio.lowlevel.checkpoint()  # where the cancellation takes hold
-        for spec in specs(plan, self._redis_url, self._socket):
+        for spec in specs(plan, self._given(plan)):
             fleet.start(spec)
         await self._wait_until_ready(*fleet.ours)
         self._ready = True
@@ -120,10 +122,11 @@ class Supervisor:
             if child.spec.part == "ingress":  # a key that was taken back must not outlive the workers' drain
                 child.hang_up()
         try:
-            await fleet.roll(specs(plan, self._redis_url, self._socket), self._wait_until_ready)
+            await fleet.roll(specs(plan, self._given(plan)), self._wait_until_ready)
         except ConfigurationError as error:
             self._output.say(f"reloaded in part, the rest goes on as it was: {_words(error)}")
             return
+        self._close(self._handed[:-1])
         self._plan, self._managers, self._unusable = plan, managers, unusable
         self._output.say(first_screen.changes(before, self._facts()))
 
@@ -156,6 +159,16 @@ class Supervisor:
             self._refuse(ConfigurationError(f"the embedded server does not start: {words}"))
         elif status == 2 and child.spec.part in PARTS:
             self._refuse(ConfigurationError(f"{child.spec.name} cannot run as configured; it says above why"))
+
+    def _given(self, plan: Plan) -> Given:
+        """Open what the processes of `plan` inherit; it stays open for those that are started again."""
+        self._handed.append(file := handover.give(plan.settings, Path(plan.settings.data_dir)))
+        return Given(self._redis_url, self._socket.fileno(), file.fileno())
+
+    def _close(self, files: list[IO[bytes]]) -> None:
+        for file in files:
+            file.close()
+            self._handed.remove(file)
 
     async def _start_server(self, fleet: Fleet) -> None:
         """Start the embedded server, if there is to be one, and wait until it answers."""

@@ -85,6 +85,10 @@ async def test_a_file_that_cannot_be_used_changes_nothing(tmp_path: Path, upstre
             assert words in gateway.log[seen:]
             assert gateway.children() == before
         assert gateway.ask() == "hi"
+        crashed = gateway.child("worker dispatch")
+        os.kill(crashed, signal.SIGKILL)  # what is started again runs on what was good, not on the file
+        await wait_until(lambda: gateway.child("worker dispatch") not in (0, crashed), timeout=20)
+        assert gateway.ask() == "hi"
 
 
 async def test_what_only_a_restart_changes_is_told_and_kept(tmp_path: Path, upstream: ScriptedUpstream) -> None:
