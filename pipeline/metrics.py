@@ -133,7 +133,7 @@ class _Snapshots(Collector):
 def _decoded(samples: bytes) -> list[Family]:
     try:
         return _decode(samples)
-    except msgspec.DecodeError:  # a process of another release; the others are still worth showing
+    except ValueError:  # a process of another release; the others are still worth showing
         return []
 
 

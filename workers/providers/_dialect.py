@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from pipeline.errors import UpstreamError
 from pipeline.settings import Deployment
+
+UNDECODABLE: Final = (ValueError, RecursionError)
+"""What decoding JSON raises: msgspec's errors and UnicodeDecodeError are ValueErrors."""
 
 Fields = dict[str, msgspec.Raw]
 """A body's top level; the values stay the bytes they came as."""

@@ -21,7 +21,7 @@ from pipeline.errors import (
 )
 from pipeline.job import ErrorFields
 from pipeline.redaction import redact
-from workers.providers._dialect import Endpoint
+from workers.providers._dialect import UNDECODABLE, Endpoint
 
 MESSAGE_LIMIT: Final = 2_000
 """Characters of a provider's message that are passed on."""
@@ -64,7 +64,7 @@ def said(body: bytes) -> Said:
         if bytes(whole.error) in {b"", b"null"}:
             return Said(message=_text(whole.message) or _text(whole.detail))
         return said_in(bytes(whole.error))
-    except (msgspec.DecodeError, RecursionError):
+    except UNDECODABLE:
         return Said()
 
 
@@ -80,9 +80,9 @@ def _text(value: msgspec.Raw) -> str:
     """Return a string or number as text, anything else as nothing."""
     try:
         plain = _decode_scalar(value)
-    except msgspec.DecodeError:
+        return "" if plain is None else str(plain)  # Python writes no number of more than 4300 digits
+    except UNDECODABLE:
         return ""
-    return "" if plain is None else str(plain)
 
 
 def scrubbed(text: str, secrets: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from pipeline.errors import InvalidRequest
-from workers.providers._dialect import Fields
+from workers.providers._dialect import UNDECODABLE, Fields
 
 # By exact name, never by prefix: OpenAI's own `prompt_cache_key` passes.
 _PROMPT: Final = frozenset({"prompt_id", "prompt_variables", "prompt_label", "prompt_version", "prompt_environment"})
@@ -50,7 +50,7 @@ def kept_fields(operation: str, body: bytes, *, stream: bool) -> Fields:
     """Return what of a body goes upstream, `stream` as the ingress read it. Raises InvalidRequest."""
     try:
         fields = _decode_fields(body)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+    except UNDECODABLE:
         raise InvalidRequest("the body is not a JSON object", hint="send a JSON object", stage="dispatch") from None
     for name in [name for name in fields if name in _DROPPED or name.startswith("litellm_")]:
         del fields[name]
@@ -71,7 +71,7 @@ def _metadata_is_stored(fields: Fields) -> bool:
         return False
     try:
         _decode_strings(fields["metadata"])
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         return False
     return True
 

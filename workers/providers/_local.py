@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from workers.providers._dialect import Fields, LocalAnswer
+from workers.providers._dialect import UNDECODABLE, Fields, LocalAnswer
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -33,7 +33,7 @@ _decode_text: Final = msgspec.json.Decoder(str | None).decode
 
 
 def shown_messages(operation: str, fields: Fields) -> str:
-    """Return the messages of a body, one per line as `role: content`. Raises msgspec.DecodeError."""
+    """Return the messages of a body, one per line as `role: content`. Raises what stands in UNDECODABLE."""
     lines = []
     if operation == "responses":
         if (instructions := fields.get("instructions")) and (text := _decode_text(instructions)):
@@ -69,7 +69,7 @@ def local_answer(operation: str, fields: Fields, text: str, usage: tuple[int, in
 def _wants_usage(fields: Fields) -> bool:
     try:
         options = _decode_options(fields.get("stream_options", msgspec.Raw(b"null")))
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         return False
     return bool(options and options.include_usage)
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import msgspec
-
 from pipeline.errors import InvalidRequest, UpstreamError
 from pipeline.settings import Deployment
-from workers.providers._dialect import Answer, Endpoint, Fields, LocalAnswer, StreamReader
+from workers.providers._dialect import UNDECODABLE, Answer, Endpoint, Fields, LocalAnswer, StreamReader
 from workers.providers._errors import provider_error, said
 from workers.providers._local import local_answer, shown_messages
 from workers.providers.openai import provider as openai
@@ -27,7 +25,7 @@ class Echo:
         """Return the answer itself. Raises InvalidRequest for messages that are none."""
         try:
             text = shown_messages(operation, fields)
-        except msgspec.DecodeError:
+        except UNDECODABLE:
             name = "input" if operation == "responses" else "messages"
             raise InvalidRequest(
                 f"`{name}` is not a list of messages", hint="send objects with `role` and `content`", param=name

@@ -11,7 +11,7 @@ import msgspec
 
 from pipeline.errors import InvalidRequest, UpstreamError, UpstreamGarbled
 from pipeline.settings import Deployment
-from workers.providers._dialect import Answer, Endpoint, Fields, StreamReader, UpstreamRequest
+from workers.providers._dialect import UNDECODABLE, Answer, Endpoint, Fields, StreamReader, UpstreamRequest
 from workers.providers._errors import error_in_stream, error_under_200, provider_error, said, said_in
 from workers.providers._fields import encode_fields
 from workers.providers._hosts import Host, endpoint, read_hosts
@@ -90,7 +90,7 @@ class OpenAI:
             whole = _decode_whole(body)
         except msgspec.ValidationError:
             whole = _lenient(body, endpoint)
-        except (msgspec.DecodeError, RecursionError):
+        except UNDECODABLE:
             raise _not_json(endpoint) from None
         # A failed Response carries an `error` field and is a proper answer all the same.
         if _present(whole.error) and not (operation == "responses" and whole.object == "response"):
@@ -165,7 +165,7 @@ class _ChunkReader(_Reader):
             chunk = _decode_chunk(content)
         except msgspec.ValidationError:
             return True  # JSON of an unknown shape is the host's business
-        except (msgspec.DecodeError, RecursionError):
+        except UNDECODABLE:
             raise _not_json(self._endpoint) from None
         if _present(chunk.error):
             return self._failed(bytes(chunk.error))
@@ -196,7 +196,7 @@ class _ResponseReader(_Reader):
             event = _decode_event(content)
         except msgspec.ValidationError:
             return True
-        except (msgspec.DecodeError, RecursionError):
+        except UNDECODABLE:
             raise _not_json(self._endpoint) from None
         if event.type == "error" or (not event.type and _present(event.error)):
             return self._failed(bytes(event.error) if _present(event.error) else content)
@@ -227,7 +227,7 @@ def _lenient(body: bytes, endpoint: Endpoint) -> _Whole:
     """Return what can be told of an answer whose usage or id is of an unknown shape."""
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         raise _not_json(endpoint) from None
     return _Whole(error=fields.get("error", _ABSENT))
 
