@@ -23,7 +23,7 @@ def plan(directory: Path, procfile: str = OURS, *scale: str, configured: Setting
     return decide(configured, {}, Wishes(host="127.0.0.1", port=0, procfile=str(path), scale=scale, **wishes))
 
 
-@pytest.mark.parametrize("command", ["promptmill wroker dispatch", "promptmill", "promptmill up", "promptmill status"])
+@pytest.mark.parametrize("command", ["promptmill work dispatch", "promptmill", "promptmill up", "promptmill status"])
 def test_a_command_that_is_no_process_of_a_gateway_ends_the_start(tmp_path: Path, command: str) -> None:
     with pytest.raises(ConfigurationError, match=r"'odd' runs .*no process of a gateway; there is ingress"):
         plan(tmp_path, f"{OURS}odd: {command}\n")

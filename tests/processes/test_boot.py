@@ -103,8 +103,8 @@ def test_a_stage_without_a_process_is_told_and_is_not_ready(tmp_path: Path) -> N
 
 
 def test_a_command_that_is_none_ends_the_start(tmp_path: Path) -> None:
-    (tmp_path / "Procfile").write_text("ingress: promptmill ingress\ndispatch: promptmill wroker dispatch\n")
-    assert "'dispatch' runs `promptmill wroker`" in refused(tmp_path)
+    (tmp_path / "Procfile").write_text("ingress: promptmill ingress\ndispatch: promptmill work dispatch\n")
+    assert "'dispatch' runs `promptmill work`" in refused(tmp_path)
 
 
 def test_awkward_surroundings_do_not_keep_it_from_starting(tmp_path: Path) -> None:

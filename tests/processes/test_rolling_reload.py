@@ -160,7 +160,7 @@ async def test_a_process_that_does_not_start_with_the_new_configuration_leaves_t
     (tmp_path / "Procfile").write_text(procfile)
     with start_gateway(tmp_path, config=models(upstream, "gpt-4")) as gateway:
         before = parts(gateway)
-        (tmp_path / "Procfile").write_text(procfile.replace("worker dispatch", "worker dispach"))
+        (tmp_path / "Procfile").write_text(procfile.replace("worker dispatch", "worker nowhere"))
         gateway.process.send_signal(signal.SIGHUP)
         await wait_until(lambda: "reloaded in part, the rest goes on as it was: dispatch.1" in gateway.log, timeout=40)
         after = parts(gateway)
