@@ -18,6 +18,10 @@ class Overran(Exception):
         self.stack = stack
 
 
+class Displaced(Exception):
+    """A call had not begun when its process was to be started anew: the next one may run it."""
+
+
 class Call:
     """One piece of user code: what to run, and the future somebody on the transport's loop waits for."""
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import anyio
 
-from workers.prompts.calls import Call, Overran, Returns
+from workers.prompts.calls import Call, Displaced, Overran, Returns
 from workers.prompts.threads import Threads
 from workers.prompts.user_loop import UserLoop
 
@@ -37,7 +37,13 @@ class Isolation:
         self._restarting = False
 
     async def run(self, work: Callable[[], Any]) -> Any:
-        """Call `work` on a thread and return what it returns. Raises Overran after the time limit."""
+        """
+        Call `work` on a thread and return what it returns.
+
+        Raises Overran after the time limit, and Displaced if it has not begun when a restart is asked for.
+        """
+        if self._restarting:
+            raise Displaced
         return await self._wait(Call(work, self._main.create_future()), self._threads)
 
     async def run_async(self, work: Callable[[], Any]) -> Any:
@@ -67,6 +73,9 @@ class Isolation:
                 self._replace(self._loop)
             if not self._restarting and (stuck := self.stuck) * 2 >= self._slots:
                 self._restarting = True
+                for call in self._threads.evacuate():
+                    if not call.future.done():
+                        call.future.set_exception(Displaced())
                 self._restart(f"{stuck} of {self._slots} prompt slots are stuck in hooks that do not return")
 
     async def close(self) -> None:

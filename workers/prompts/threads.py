@@ -79,6 +79,13 @@ class Threads:
         with self._mutex:
             return sum(1 for w in self._workers if w.call is not None and now - w.began > limit)
 
+    def evacuate(self) -> list[Call]:
+        """Return the calls that wait for a thread; they will not run here."""
+        with self._mutex:
+            waiting = [call for call in self._waiting if not call.abandoned]
+            self._waiting.clear()
+        return waiting
+
     def close(self) -> None:
         """Let every thread end when it is done with its call."""
         with self._mutex:

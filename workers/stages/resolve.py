@@ -22,6 +22,7 @@ from pipeline.errors import (
 )
 from pipeline.job import Facts, Job, encode_json
 from pipeline.stage import Defer, Delivery, Fail, Forward, Outcome, Stage, StageContext, StageSpec
+from workers.prompts.calls import Displaced
 from workers.prompts.consult import consult
 from workers.prompts.isolation import Isolation, open_isolation
 from workers.prompts.loading import Managers, load_managers
@@ -56,6 +57,8 @@ class ResolveStage:
         )
         try:
             return await self._resolve(delivery, group, facts, began)
+        except Displaced:  # by hooks that do not return: the process that comes next, or another one, has room
+            return Defer(0.0, job)
         except PipelineError as error:
             return Fail(error, msgspec.structs.replace(facts, prompt_ms=_since(began)))
 

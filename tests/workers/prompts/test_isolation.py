@@ -16,9 +16,10 @@ from fakes.prompts import async_hook, configured, delivery, failed, forwarded, r
 from fakes.waiting import wait_until
 
 from pipeline.errors import PromptTimeout
+from pipeline.job import PromptRef
 from pipeline.settings import PromptSettings
-from pipeline.stage import Fail, Forward
-from workers.prompts.calls import Call, Overran, Returns
+from pipeline.stage import Defer, Fail, Forward
+from workers.prompts.calls import Call, Displaced, Overran, Returns
 from workers.prompts.isolation import Isolation, open_isolation
 from workers.prompts.threads import Threads, _Worker
 from workers.prompts.user_loop import UserLoop
@@ -268,9 +269,24 @@ async def test_with_half_of_the_slots_stuck_a_restart_is_asked_for_once(
                 await isolation.run(lambda: gate.wait(10))
         await wait_until(lambda: reasons)
         assert "of 4 prompt slots are stuck" in reasons[0]
-        with pytest.raises(Overran):  # which takes several looks of the watcher
-            await isolation.run(lambda: gate.wait(10))
+        await anyio.sleep(0.05)  # several looks of the watcher
         assert len(reasons) == 1
+        with pytest.raises(Displaced):  # here it could only wait
+            await isolation.run(lambda: 1)
+
+
+async def test_what_waits_for_stuck_threads_is_put_off_until_the_process_was_started_anew(
+    tmp_path: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.prompts.isolation.TICK", 0.2)
+    source = sync_hook(f"prompt_id == 'blocks' and self.gate.wait(10)\n{UNCHANGED}")
+    settings = configured(tmp_path, source, prompts=PromptSettings(timeout=0.3, slots=2))
+    async with resolve_stage(settings) as stage:
+        user_module().manager.gate = gate
+        late = await many(stage.handle, [delivery({}, prompt=PromptRef(id="blocks")) for _ in range(2)])
+        assert {type(outcome) for outcome in late} == {Fail}
+        waiting = delivery({})
+        assert await stage.handle(waiting) == Defer(0.0, waiting.job)
 
 
 async def test_a_hook_that_blocks_its_loop_delays_no_other_for_long(
