@@ -6,6 +6,8 @@ from chaos.arena import PROMPT, PROVIDER_KEY, Layout
 
 PROMPT_TIMEOUT = 2.0
 PROMPT_SLOTS = 16
+BLOCKED = 8.0
+"""Seconds the prompt `block` takes: long after its time is up, and over when the next scenario begins."""
 DISPATCH_SLOTS = 16
 RESPONSE_BYTES = 2**20
 HEAD_TIMEOUT = 3.0
@@ -28,7 +30,7 @@ def behave(what):
     if what == "exit":
         os._exit(3)
     if what == "block":
-        time.sleep(60)
+        time.sleep({BLOCKED})
     if what == "leak":
         HELD.append(bytearray({LEAKED}))
     if what == "hoard":
