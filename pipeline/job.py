@@ -77,7 +77,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     endpoint: str = ""
     """Path the client called, for the prompt manager."""
     config: str = ""
-    """Digest of the configuration the ingress decided by."""
+    """Digest of the configuration by which `model` was named: the ingress's, then that of resolve."""
     traceparent: str = ""
     deferrals: int = 0
     """How often the job was put off by a stage."""

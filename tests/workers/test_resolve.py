@@ -276,6 +276,7 @@ async def test_the_job_waits_a_few_times_for_a_worker_that_knows_its_model(tmp_p
         assert user_module().manager.calls == 1  # only then: the manager might have chosen another model
         known = await opened.handle(delivery({}, config="old"))
         assert isinstance(known, Forward)
+        assert known.job.config == "new"  # by which the model was chosen: dispatch defers what it does not know of it
 
 
 async def test_a_known_model_is_never_deferred_for_what_the_manager_chose(tmp_path: Path) -> None:

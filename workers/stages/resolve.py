@@ -83,7 +83,9 @@ class ResolveStage:
         facts = msgspec.structs.replace(facts, prompt_ms=_since(began))
         if failpoints.ARMED:
             await failpoints.reach("resolve.after_resolve")
-        return Forward(msgspec.structs.replace(job, model=name, facts=facts), encode_json(merged))
+        # The name is ours now: a dispatch worker that does not know it is to compare configurations with us.
+        named = msgspec.structs.replace(job, model=name, config=self._digest, facts=facts)
+        return Forward(named, encode_json(merged))
 
     def _model(self, job: Job, group: Group | None, result: HookResult | None) -> str:
         """Return the name of the group that serves. Raises when there is none, or the key may not use it."""
