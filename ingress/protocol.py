@@ -40,7 +40,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._limits = limits
         self._leaving = Leaving()
         self._begun = self._last_request = self._in_head = False
-        self._received = self._overhead = 0
+        self._received = self._first = self._overhead = 0
         self._speaking = True  # a connection that says nothing is not worth a file descriptor
         self._since = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -81,28 +81,27 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Parse, unless what came before was long and led to nothing."""
+        """Parse, and end what is long and leads to nothing."""
         if not self._speaking:
             self._speaking, self._since = True, self.loop.time()
-        if self._overhead > MAX_HEAD_BYTES:
-            self.send_400_response("")
-            return
         self._received = len(data)
         self._overhead += self._received
         super().data_received(data)
+        if self._overhead > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("")
 
     def on_message_begin(self) -> None:
         """A request begins, somewhere in what was last received."""
         super().on_message_begin()
         self._in_head = True
-        self._overhead = self._received
+        self._first, self._overhead = self._received, 0
 
     def on_headers_complete(self) -> None:
         """The head is complete. What is raised here, the parser turns into a 400 and the end of the connection."""
         if len(self.headers) > MAX_HEADERS:
             raise ValueError("too many headers")
         # What was received bounds the head's size from above, and nearly always that is enough to know.
-        if self._overhead > MAX_HEAD_BYTES and self._head_size() > MAX_HEAD_BYTES:
+        if self._first + self._overhead > MAX_HEAD_BYTES and self._head_size() > MAX_HEAD_BYTES:
             raise ValueError("headers too large")
         upgrade = self.parser.should_upgrade()
         if upgrade and not {name for name, _ in self.headers}.isdisjoint(_FRAMING):
@@ -182,7 +181,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _end(self, error: RequestError) -> None:
         """Close, with an error in the shape of all others unless it would pass for the answer to another request."""
-        metrics.REFUSALS[error.code,].inc()
+        metrics.REFUSALS[error.code, "ingress"].inc()
         of_this_request = not self.pipeline and self._begun and self.cycle.more_body and not self.cycle.response_started
         if of_this_request or not self._is_answering():
             fields, request_id = error.fields("ingress"), new_id()
