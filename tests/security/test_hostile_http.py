@@ -210,7 +210,7 @@ async def test_s15_a_long_address_is_bounded_too(served: Served) -> None:
 async def test_s15_what_is_refused_is_counted_and_writes_no_line(
     served: Served, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    counter = metrics.REFUSALS["invalid_request",]
+    counter = metrics.REFUSALS["invalid_request", "ingress"]
     before, _ = counter._value.get(), capfd.readouterr()
     for _ in range(3):
         assert await answers(served, b"rubbish\r\n\r\n") == [b"400"]
