@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
@@ -15,6 +15,9 @@ from pipeline.rotation import Rotation
 if TYPE_CHECKING:
     from pipeline.catalog import Catalog
     from pipeline.settings import Settings
+
+
+_MAX_DEFERRALS: Final = 16
 
 
 class Delivery(Protocol):
@@ -117,3 +120,14 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True):
     open: Callable[[StageContext], AbstractAsyncContextManager[Stage]]
     poisoned: Callable[[str], PipelineError]
     """The error for a job that took its process down every time; the argument is the job's id."""
+
+
+def put_off(job: Job) -> Defer | None:
+    """
+    Return a job to its stage, for a worker whose configuration knows its model; None when it has waited for 15 s.
+
+    Often and shortly rather than seldom and long: of workers old and new, any may be the next to get it.
+    """
+    if job.deferrals >= _MAX_DEFERRALS:
+        return None
+    return Defer(min(1.0, 0.25 * 2.0**job.deferrals), msgspec.structs.replace(job, deferrals=job.deferrals + 1))

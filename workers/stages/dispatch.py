@@ -26,7 +26,7 @@ from pipeline.errors import (
 )
 from pipeline.job import Facts, Job
 from pipeline.settings import Deployment, Settings
-from pipeline.stage import Defer, Delivery, Done, Fail, Outcome, StageContext, StageSpec
+from pipeline.stage import Delivery, Done, Fail, Outcome, StageContext, StageSpec, put_off
 from workers.providers._calls import Call, Calls
 from workers.providers._dialect import Fields, LocalAnswer, UpstreamRequest
 from workers.providers._fields import kept_fields
@@ -35,8 +35,6 @@ from workers.routing.cooldown import LocalCooldowns
 from workers.routing.router import Attempt, Router
 
 _EVENT_STREAM: Final = "text/event-stream"
-_FIRST_DEFERRAL: Final = 0.5
-_MAX_DEFERRALS: Final = 5
 
 
 class DispatchStage:
@@ -76,10 +74,9 @@ class DispatchStage:
             close = self._catalog.closest(job.model, known)
             hint = f"did you mean {' or '.join(close)}?" if close else "see /v1/models for the names there are"
             return Fail(_at_dispatch(ModelNotFound, f"model {job.model[:200]!r} does not exist", hint), job.facts)
-        if job.deferrals < _MAX_DEFERRALS:
-            # A rollout is under way: another worker may know the model, or this one will be replaced.
-            put_off = msgspec.structs.replace(job, deferrals=job.deferrals + 1)
-            return Defer(_FIRST_DEFERRAL * 2.0**job.deferrals, put_off)
+        # A rollout is under way: another worker may know the model, or this one will be replaced.
+        if later := put_off(job):
+            return later
         message = f"no worker knows model {job.model[:200]!r}: ingress and workers have different configurations"
         return Fail(
             _at_dispatch(ConfigMismatch, message, "restart the workers with the current configuration"), job.facts

@@ -21,16 +21,13 @@ from pipeline.errors import (
     PromptWorkerLost,
 )
 from pipeline.job import Facts, Job, encode_json
-from pipeline.stage import Defer, Delivery, Fail, Forward, Outcome, Stage, StageContext, StageSpec
+from pipeline.stage import Defer, Delivery, Fail, Forward, Outcome, Stage, StageContext, StageSpec, put_off
 from workers.prompts.calls import Displaced
 from workers.prompts.consult import consult
 from workers.prompts.isolation import Isolation, open_isolation
 from workers.prompts.loading import Managers, load_managers
 from workers.prompts.request import decode_body, hook_request
 from workers.prompts.results import HookResult, is_empty_list, merge
-
-DEFERRALS: Final = 5
-"""How often a job waits for a worker whose configuration knows its model: 15 s in all."""
 
 
 class ResolveStage:
@@ -47,9 +44,8 @@ class ResolveStage:
         job, began = delivery.job, perf_counter()
         group = self._catalog.group(job.model) if job.model else None
         # Before the hook, which may choose a model of its own, is called more than once for nothing.
-        if job.model and group is None and job.config != self._digest and job.deferrals < DEFERRALS:
-            seconds = 0.5 * 2**job.deferrals
-            return Defer(seconds, msgspec.structs.replace(job, deferrals=job.deferrals + 1))
+        if job.model and group is None and job.config != self._digest and (later := put_off(job)):
+            return later
         facts = msgspec.structs.replace(
             job.facts,
             prompt_id=job.prompt.id if job.prompt else "",
