@@ -60,7 +60,7 @@ async def _refuse(exchange: Exchange, error: PipelineError, headers: Headers | N
     if exchange.status:
         return
     # The class's own code: what a reply carries may be a provider's, and there is no end to those.
-    metrics.REFUSALS[type(error).code,].inc()
+    metrics.REFUSALS[type(error).code, error.stage or "ingress"].inc()
     await exchange.refuse(error.fields("ingress"), headers)
 
 

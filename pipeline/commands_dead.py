@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from pipeline import startup
-from pipeline.transport.deadletters import DeadLetter, drop_dead, list_dead, read_dead
+from pipeline.transport.deadletters import DeadLetter, Which, drop_dead, list_dead, read_dead, read_dead_body
 
 
 def _where(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,6 +31,14 @@ def _where(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def _which(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that choose among dead letters."""
+    stage = click.option("--stage", metavar="NAME", default="", help="Only those of this stage.")
+    return stage(
+        click.option("--reason", metavar="WORD", default="", help="Only those: poison, bug, unreadable.")(function)
+    )
+
+
 def _redis(context: click.Context) -> str:
     places: dict[str, str] = context.ensure_object(dict)
     return startup.find_redis(places.get("config"), places.get("data_dir"))
@@ -48,12 +56,13 @@ def dead() -> None:
 
 @dead.command("list", short_help="List them, newest first.")
 @_where
+@_which
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="At most so many.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 @click.pass_context
-def list_(context: click.Context, limit: int, as_json: bool) -> int:
+def list_(context: click.Context, stage: str, reason: str, limit: int, as_json: bool) -> int:
     """List dead letters, newest first."""
-    letters = anyio.run(list_dead, _redis(context), limit)
+    letters = anyio.run(list_dead, _redis(context), limit, Which(stage, reason))
     for letter in letters:
         click.echo(msgspec.json.encode(letter) if as_json else _line(letter))
     if not letters:
@@ -64,10 +73,13 @@ def list_(context: click.Context, limit: int, as_json: bool) -> int:
 @dead.command(short_help="Show one.")
 @click.argument("id")
 @_where
+@click.option("--body", is_flag=True, help="Print its body and nothing else; kept only with dead_letter_bodies.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
-def show(context: click.Context, id: str, as_json: bool) -> int:  # noqa: A002 - the name users read in the help
+def show(context: click.Context, id: str, body: bool, as_json: bool) -> int:  # noqa: A002 - the name users read
     """Show the dead letter ID."""
+    if body:
+        return _show_body(_redis(context), id)
     letter = anyio.run(read_dead, _redis(context), id)
     if letter is None:
         click.echo(f"there is no dead letter {id}; `promptmill dead list` shows what there is", err=True)
@@ -80,17 +92,27 @@ def show(context: click.Context, id: str, as_json: bool) -> int:  # noqa: A002 -
     return 0
 
 
+def _show_body(url: str, entry: str) -> int:
+    body = anyio.run(read_dead_body, url, entry)
+    if body is None:
+        click.echo(f"no body is kept of {entry}; `dead_letter_bodies: true` keeps those of later ones", err=True)
+        return 1
+    click.echo(body, nl=False)
+    return 0
+
+
 @dead.command(short_help="Remove some, or all.")
 @click.argument("ids", nargs=-1)
 @_where
-@click.option("--all", "everything", is_flag=True, help="Remove all of them.")
+@_which
+@click.option("--all", "everything", is_flag=True, help="Remove all of them, or all that --stage and --reason choose.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
-def drop(context: click.Context, ids: tuple[str, ...], everything: bool, as_json: bool) -> int:
+def drop(context: click.Context, ids: tuple[str, ...], stage: str, reason: str, everything: bool, as_json: bool) -> int:
     """Remove the dead letters IDS. Their jobs are not run again."""
-    if bool(ids) == everything:
-        raise click.UsageError("name the dead letters to remove, or give --all")
-    dropped = anyio.run(drop_dead, _redis(context), None if everything else ids)
+    if bool(ids) == everything or (ids and (stage or reason)):
+        raise click.UsageError("name the dead letters to remove, or give --all, with --stage and --reason if need be")
+    dropped = anyio.run(drop_dead, _redis(context), None if everything else ids, Which(stage, reason))
     click.echo(msgspec.json.encode({"dropped": dropped}) if as_json else f"{dropped} removed")
     return 0 if everything or dropped == len(ids) else 1
 

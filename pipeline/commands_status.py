@@ -10,7 +10,7 @@ import msgspec
 
 from pipeline import startup
 from pipeline.transport.client import STAGES
-from pipeline.transport.overview import Overview, read_overview
+from pipeline.transport.overview import Overview, ServerOverview, read_overview
 
 
 @click.command(short_help="Show processes, backlogs and dead letters.")
@@ -41,20 +41,39 @@ def absent(overview: Overview) -> list[str]:
 
 def table(overview: Overview) -> list[str]:
     """Return the overview as lines for people."""
-    lines = [f"redis    {overview.server}", "", f"{'PROCESS':<48}{'SERVES':<20}{'PID':>8}  {'UP':>8}  HOST"]
+    lines = [f"redis    {_server(overview.server)}", "", f"{'PROCESS':<48}{'SERVES':<20}{'PID':>8}  {'UP':>8}  HOST"]
     now = time.time() * 1000
     for process in overview.processes:
         serves = ", ".join(process.stages) or process.role
         up = duration(max(0.0, now - process.started) / 1000)
         lines.append(f"{process.consumer:<48}{serves:<20}{process.pid:>8}  {up:>8}  {process.host}")
     lines += [f"(no process for {part}: start one, for example with `promptmill up`)" for part in absent(overview)]
-    lines += ["", f"{'STAGE':<20}{'WAITING':>10}{'IN FLIGHT':>11}{'PUT OFF':>9}{'OLDEST':>10}{'BYTES':>12}"]
+    lines += ["", f"{'STAGE':<20}{'WAITING':>10}{'IN FLIGHT':>11}{'PUT OFF':>9}{'OLDEST':>10}{'LAG':>10}{'BYTES':>12}"]
     for stage in overview.stages:
         name = f"{stage.stage} ({stage.lane})"
-        oldest = duration(stage.oldest_seconds)
-        lines.append(f"{name:<20}{stage.backlog:>10}{stage.pending:>11}{stage.delayed:>9}{oldest:>10}{stage.bytes:>12}")
+        ages = f"{duration(stage.oldest_seconds):>10}{duration(stage.lag_seconds):>10}"
+        lines.append(f"{name:<20}{stage.backlog:>10}{stage.pending:>11}{stage.delayed:>9}{ages}{stage.bytes:>12}")
     more = "   (promptmill dead list)" if overview.dead else ""
-    return [*lines, "", f"dead letters  {overview.dead}{more}"]
+    return [*lines, "", f"dead letters  {overview.dead}{more}", *_counts(overview.counts)]
+
+
+def _server(server: ServerOverview) -> str:
+    """Return what is known of the server; nothing for what a managed one does not tell."""
+    facts = [server.name, server.persistence, f"{server.eviction} when full" if server.eviction else ""]
+    if server.memory:
+        limit = f" of {server.memory_limit / 2**20:.0f}" if server.memory_limit else ""
+        facts.insert(1, f"{server.memory / 2**20:.0f}{limit} MiB")
+    return ", ".join(fact for fact in facts if fact)
+
+
+def _counts(counts: dict[str, dict[str, float]]) -> list[str]:
+    """Return a line for each counter that counted something."""
+    lines = [
+        f"{name.replace('_', ' '):<16}{', '.join(f'{label} {count:.0f}' for label, count in sorted(found.items()))}"
+        for name, found in counts.items()
+        if found
+    ]
+    return ["", "since the processes started", *lines] if lines else []
 
 
 def duration(seconds: float) -> str:

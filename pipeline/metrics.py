@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
@@ -46,7 +47,7 @@ def _histograms(name: str, text: str, *labels: str) -> Children:
 # Labels are a tuple of strings, in this order: `REQUESTS["chat", "200"].inc()`; with one label, `CLAIMS["resolve",]`.
 # Their values come from the code or the configuration, never from a request: what clients can choose has no bound.
 REQUESTS: Final = _counters("requests", "HTTP requests answered.", "endpoint", "status")
-REFUSALS: Final = _counters("refusals", "Requests the ingress refused, by error code.", "code")
+REFUSALS: Final = _counters("refusals", "Requests the ingress refused, by error code and stage.", "code", "stage")
 SLOW_CLIENTS: Final = _counters("slow_clients", "Clients given up because they did not read their answer.", "cause")
 REQUEST_SECONDS: Final = _histograms("request_seconds", "From the first header to the last byte.", "endpoint")
 REQUESTS_IN_FLIGHT: Final = _gauges("requests_in_flight", "Requests being answered.", "kind")
@@ -67,6 +68,21 @@ COOLDOWNS: Final = _counters("cooldowns", "Times a deployment was set to rest.",
 TOKENS: Final = _counters("tokens", "Tokens as the providers count them.", "deployment", "kind")
 REDIS_COMMANDS: Final = _counters("redis_commands", "Commands sent to Redis, by what they were sent for.", "purpose")
 REDIS_ERRORS: Final = _counters("redis_errors", "Redis calls that failed, by kind.", "kind")
+
+
+FLEET_GAUGES: Final = {
+    "workers": ("Processes that serve a stage.", ("stage",)),
+    "backlog": ("Jobs nobody has fetched.", ("stage", "lane")),
+    "backlog_bytes": ("Bytes of bodies, waiting or in flight.", ("stage", "lane")),
+    "pending": ("Jobs in flight.", ("stage", "lane")),
+    "delayed": ("Jobs put off.", ("stage", "lane")),
+    "oldest_seconds": ("Age of the oldest job, waiting or in flight.", ("stage", "lane")),
+    "lag_seconds": ("Age of the oldest job nobody has fetched.", ("stage", "lane")),
+    "dead_letters_kept": ("Dead letters there are.", ()),
+    "redis_memory_bytes": ("Memory the server uses.", ()),
+    "redis_memory_limit_bytes": ("Memory the server may use; 0 without a limit.", ()),
+}
+"""What is read from Redis for every scrape: name, text, labels."""
 
 
 class Sample(msgspec.Struct, frozen=True, array_like=True):
@@ -95,15 +111,26 @@ def snapshot() -> bytes:
     return _encode([_family(metric) for metric in registry.collect()])
 
 
-def gauge_snapshot(values: Mapping[str, Mapping[str, float]], label: str = "stage") -> bytes:
-    """Return a snapshot of gauges read from somewhere else: name → label value → number."""
-    return _encode(
-        [
-            Family(f"promptmill_{name}", f"{name} of the fleet.".replace("_", " ").capitalize(), "gauge", samples)
-            for name, by_label in values.items()
-            if (samples := [Sample(f"promptmill_{name}", {label: key}, v) for key, v in by_label.items()])
-        ]
-    )
+def gauge_snapshot(values: Mapping[str, Mapping[tuple[str, ...], float]]) -> bytes:
+    """Return a snapshot of `FLEET_GAUGES`: name → label values → number."""
+    families = []
+    for name, by_labels in values.items():
+        text, labels = FLEET_GAUGES[name]
+        full = f"promptmill_{name}"
+        samples = [Sample(full, dict(zip(labels, key, strict=True)), value) for key, value in by_labels.items()]
+        families.append(Family(full, text, "gauge", samples))
+    return _encode([family for family in families if family.samples])
+
+
+def totals(snapshots: Iterable[bytes], counters: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    """Return counters summed up over processes: name → value of the given label → number, zeros left out."""
+    found: dict[str, dict[str, float]] = {name: defaultdict(float) for name in counters}
+    for family in (family for samples in snapshots for family in _decoded(samples)):
+        name = family.name.removeprefix("promptmill_")
+        if name in counters:
+            for sample in family.samples:
+                found[name][sample.labels.get(counters[name], "")] += sample.value
+    return {name: {label: value for label, value in sums.items() if value} for name, sums in found.items()}
 
 
 def render(snapshots: Iterable[tuple[str, bytes]]) -> bytes:

@@ -361,9 +361,21 @@ def test_statuses_in_the_text_have_the_codes_they_name() -> None:
 def test_metrics_named_are_metrics() -> None:
     known = {sample.name for family in metrics.registry.collect() for sample in family.samples}
     known |= {f"{family.name}{end}" for family in metrics.registry.collect() for end in ("", "_total")}
-    known |= {f"promptmill_{name}" for name in ("workers", "backlog", "backlog_bytes")}
+    known |= {f"promptmill_{name}" for name in metrics.FLEET_GAUGES}
     named = {span for page in PAGES for span in spans(page) if span.startswith("promptmill_") and "." not in span}
     assert named - {"promptmill_settings"} <= known
+
+
+def test_each_metric_is_explained() -> None:
+    rows = {
+        name for row in table("docs/operations.md", "metric", "watch it for") for name in re.findall(r"`(\w+)`", row[0])
+    }
+    ours = {
+        f"{family.name}_total" if family.type == "counter" else family.name
+        for family in metrics.registry.collect()
+        if family.name.startswith("promptmill_")
+    }
+    assert rows == ours | {f"promptmill_{name}" for name in metrics.FLEET_GAUGES}
 
 
 def test_the_keys_in_redis_are_those_of_the_keyspace() -> None:

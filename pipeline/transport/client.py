@@ -19,6 +19,7 @@ from pipeline.transport.bodies import Bodies
 from pipeline.transport.cancels import cancellation
 from pipeline.transport.clock import ServerClock
 from pipeline.transport.connection import Link
+from pipeline.transport.overview import Overview, look
 from pipeline.transport.registry import BEAT, GONE_AFTER, Registry, consumer_name, read_metrics, this_process
 from pipeline.transport.replies import Answer, Replies, Waiter
 from pipeline.transport.unread import Unread
@@ -82,6 +83,10 @@ class TransportClient:
             backlog_bytes={stage: loads[stage, LIVE].held_bytes for stage in STAGES},
             waiting=len(self._replies.waiters),
         )
+
+    async def overview(self) -> Overview:
+        """Ask Redis for the state of the whole pipeline. Raises TransportUnavailable."""
+        return await look(self._links["upkeep"], self._clock, STAGES, "")
 
     async def process_metrics(self) -> list[tuple[str, bytes]]:
         """Return the last metrics snapshot of every live process. Raises TransportUnavailable."""

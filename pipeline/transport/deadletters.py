@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import msgspec
 
 from pipeline.transport import keyspace
 from pipeline.transport.connection import Link
+
+PAGE: Final = 100
+"""Letters read at a time: with their bodies that is up to 2.5 MB."""
 
 _ID: Final = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
 """What the server makes of an entry's id; it refuses a command with anything else, where we say: not there."""
@@ -32,43 +36,90 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     has_body: bool
 
 
-async def list_dead(url: str, limit: int = 100) -> tuple[DeadLetter, ...]:
+class Which(msgspec.Struct, frozen=True):
+    """Dead letters of a stage, or for a reason (`bug` stands for every bug); empty: any."""
+
+    stage: str = ""
+    reason: str = ""
+
+    def __contains__(self, letter: DeadLetter) -> bool:
+        reasons = ("", letter.reason, letter.reason.partition(":")[0])
+        return self.stage in ("", letter.stage) and self.reason in reasons
+
+
+ALL: Final = Which()
+
+
+async def list_dead(url: str, limit: int = 100, which: Which = ALL) -> tuple[DeadLetter, ...]:
     """Return up to `limit` dead letters, newest first. Raises TransportUnavailable."""
-    return await _read(url, ("XREVRANGE", keyspace.DEAD, "+", "-", "COUNT", limit))
+    found: list[DeadLetter] = []
+    async with _link(url) as link:
+        async for letter in _letters(link, which):
+            found.append(letter)
+            if len(found) == limit:
+                break
+    return tuple(found)
 
 
 async def read_dead(url: str, entry: str) -> DeadLetter | None:
     """Return one dead letter, or None. Raises TransportUnavailable."""
-    found = await _read(url, ("XRANGE", keyspace.DEAD, entry, entry)) if _ID.fullmatch(entry) else ()
-    return found[0] if found else None
+    found = await _entry(url, entry)
+    return _letter(entry, found) if found else None
 
 
-async def drop_dead(url: str, ids: Sequence[str] | None) -> int:
-    """Remove dead letters, all with None, and return how many. Raises TransportUnavailable."""
-    link = Link(url, "promptmill-dead")
-    try:
-        if ids is None:
+async def read_dead_body(url: str, entry: str) -> bytes | None:
+    """Return the body kept with a dead letter, or None. Raises TransportUnavailable."""
+    body: bytes | None = (await _entry(url, entry)).get(b"body")
+    return body
+
+
+async def drop_dead(url: str, ids: Sequence[str] | None, which: Which = ALL) -> int:
+    """Remove dead letters, with None all of `which`, and return how many. Raises TransportUnavailable."""
+    async with _link(url) as link:
+        if ids is None and which == ALL:
             count, _ = await link.call(("XLEN", keyspace.DEAD), ("UNLINK", keyspace.DEAD))
             return int(count)
+        if ids is None:
+            ids = [letter.id async for letter in _letters(link, which)]
         known = [entry for entry in ids if _ID.fullmatch(entry)]
         return int(await link.run(("XDEL", keyspace.DEAD, *known))) if known else 0
-    finally:
-        await link.close()
 
 
-async def _read(url: str, command: tuple[str | int, ...]) -> tuple[DeadLetter, ...]:
+@asynccontextmanager
+async def _link(url: str) -> AsyncIterator[Link]:
     link = Link(url, "promptmill-dead")
     try:
-        return tuple(_letter(entry.decode(), fields) for entry, fields in await link.run(command))
+        yield link
     finally:
         await link.close()
 
 
-def _letter(entry: str, fields: list[Any]) -> DeadLetter:
-    values = dict(zip(fields[::2], fields[1::2], strict=True))
+async def _letters(link: Link, which: Which) -> AsyncIterator[DeadLetter]:
+    """Yield dead letters, newest first."""
+    end = "+"
+    while page := await link.run(("XREVRANGE", keyspace.DEAD, end, "-", "COUNT", PAGE)):
+        for entry, fields in page:
+            letter = _letter(entry.decode(), _values(fields))
+            if letter in which:
+                yield letter
+        end = f"({page[-1][0].decode()}"
 
+
+async def _entry(url: str, entry: str) -> dict[bytes, bytes]:
+    if not _ID.fullmatch(entry):
+        return {}
+    async with _link(url) as link:
+        found = await link.run(("XRANGE", keyspace.DEAD, entry, entry))
+        return _values(found[0][1]) if found else {}
+
+
+def _values(fields: list[Any]) -> dict[bytes, bytes]:
+    return dict(zip(fields[::2], fields[1::2], strict=True))
+
+
+def _letter(entry: str, values: dict[bytes, bytes]) -> DeadLetter:
     def text(name: bytes) -> str:
-        return str(values.get(name, b"").decode(errors="replace"))
+        return values.get(name, b"").decode(errors="replace")
 
     return DeadLetter(
         id=entry,

@@ -7,7 +7,7 @@ from typing import Final, assert_never
 
 import msgspec
 
-from pipeline.errors import BacklogFull, PipelineError
+from pipeline.errors import ConfigMismatch, PipelineError
 from pipeline.job import ErrorFields, Facts, Frame, Job, Reply, encode
 from pipeline.stage import Defer, Done, Fail, Forward, Outcome
 from pipeline.transport import keyspace
@@ -205,7 +205,7 @@ def dead_letter(delivery: HeldDelivery, dead: Dead, consumer: str, now: int) -> 
 
 
 def _too_many_put_off(stage: str) -> PipelineError:
-    return BacklogFull(
+    return ConfigMismatch(
         f"too many jobs are put off in the {stage} stage: its workers do not know their models",
         hint="Try again later; restart the workers with the configuration of the ingress.",
         retry_after=5.0,

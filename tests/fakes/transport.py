@@ -11,6 +11,8 @@ import anyio
 from pipeline.errors import Cancelled, PipelineError
 from pipeline.job import Facts, Frame, Job, Reply
 from pipeline.transport.client import Answer, FleetStatus
+from pipeline.transport.overview import Overview, ServerOverview, StageOverview
+from pipeline.transport.registry import ProcessInfo
 
 Item = Frame | Answer | PipelineError
 Script = Callable[[Job, bytes], Iterable[Item]]
@@ -104,6 +106,16 @@ class FakeTransport:
 
     def status(self) -> FleetStatus:
         return self.fleet
+
+    async def overview(self) -> Overview:
+        if isinstance(self.samples, PipelineError):
+            raise self.samples
+        lane = StageOverview(
+            stage="dispatch", lane="live", backlog=3, pending=2, delayed=1, oldest_seconds=9, lag_seconds=8, bytes=7
+        )
+        worker = ProcessInfo(consumer="w", role="worker", stages=("dispatch",))
+        server = ServerOverview(name="valkey", memory=1000, memory_limit=2000)
+        return Overview(processes=(worker,), stages=(lane,), dead=4, server=server)
 
     async def process_metrics(self) -> list[tuple[str, bytes]]:
         if isinstance(self.samples, PipelineError):

@@ -112,7 +112,19 @@ async def test_metrics_are_those_of_the_whole_fleet() -> None:
     assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert 'promptmill_claims_total{process="resolve-1",stage="resolve"}' in response.text
     assert 'promptmill_requests_total{endpoint="chat",process="ingress-test",status="200"}' in response.text
-    assert 'promptmill_backlog{process="fleet",stage="dispatch"} 3.0' in response.text
+    for sample in (
+        'backlog{lane="live",process="fleet",stage="dispatch"} 3.0',
+        'pending{lane="live",process="fleet",stage="dispatch"} 2.0',
+        'delayed{lane="live",process="fleet",stage="dispatch"} 1.0',
+        'oldest_seconds{lane="live",process="fleet",stage="dispatch"} 9.0',
+        'lag_seconds{lane="live",process="fleet",stage="dispatch"} 8.0',
+        'backlog_bytes{lane="live",process="fleet",stage="dispatch"} 7.0',
+        'workers{process="fleet",stage="dispatch"} 1.0',
+        'dead_letters_kept{process="fleet"} 4.0',
+        'redis_memory_bytes{process="fleet"} 1000.0',
+        'redis_memory_limit_bytes{process="fleet"} 2000.0',
+    ):
+        assert f"promptmill_{sample}" in response.text
     assert 'promptmill_requests_in_flight{kind="jobs",process="ingress-test"} 0.0' in response.text
 
 

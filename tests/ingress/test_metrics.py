@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline import metrics
@@ -24,7 +25,7 @@ def test_samples_keep_their_process_and_values() -> None:
 
 
 def test_a_family_that_two_releases_type_differently_is_shown_once() -> None:
-    gauge = metrics.gauge_snapshot({"jobs": {"dispatch": 1.0}})
+    gauge = msgspec.msgpack.encode([metrics.Family("promptmill_jobs", "Jobs.", "gauge", [])])
     text = metrics.render([("old", metrics.snapshot()), ("new", gauge)]).decode()
     assert text.count("# TYPE promptmill_jobs_total counter") == 1
     assert 'process="new"' not in text
@@ -36,10 +37,20 @@ def test_what_does_not_decode_is_left_out() -> None:
 
 def test_gauges_of_the_fleet_have_no_empty_families() -> None:
     text = metrics.render(
-        [(metrics.FLEET, metrics.gauge_snapshot({"backlog": {"resolve": 2}, "workers": {}}))]
+        [(metrics.FLEET, metrics.gauge_snapshot({"backlog": {("resolve", "live"): 2}, "workers": {}}))]
     ).decode()
-    assert 'promptmill_backlog{process="fleet",stage="resolve"} 2.0' in text
+    assert 'promptmill_backlog{lane="live",process="fleet",stage="resolve"} 2.0' in text
     assert "workers" not in text
+
+
+def test_counters_are_summed_up_over_processes() -> None:
+    metrics.CLAIMS["resolve",].inc(2)
+    metrics.REFUSALS["backlog_full", "dispatch"].inc(3)
+    metrics.REFUSALS["backlog_full", "resolve"].inc()
+    found = metrics.totals([metrics.snapshot(), metrics.snapshot(), b"other"], {"claims": "stage", "refusals": "code"})
+    assert found.keys() == {"claims", "refusals"}
+    assert found["claims"]["resolve"] == 2 * metrics.CLAIMS["resolve",]._value.get()
+    assert found["refusals"]["backlog_full"] >= 8
 
 
 def test_a_metrics_child_is_made_once() -> None:

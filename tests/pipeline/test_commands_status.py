@@ -9,9 +9,10 @@ import pytest
 from fakes.servers import start_server
 from redis import Redis
 
-from pipeline import cli
-from pipeline.commands_status import duration
-from pipeline.transport import keyspace
+from pipeline import cli, metrics
+from pipeline.commands_status import duration, table
+from pipeline.transport import deadletters, keyspace
+from pipeline.transport.overview import Overview, ServerOverview
 
 
 def run(*arguments: str) -> int:
@@ -46,6 +47,76 @@ def test_dead_letters_are_listed_shown_and_dropped(
         assert run("dead", "drop", ids[0], "9-9", "x") == 1
         assert run("dead", "drop", "--all") == 0
         assert capsys.readouterr().out == "1 removed\n2 removed\n"
+
+
+def test_dead_letters_are_chosen_by_stage_and_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(deadletters, "PAGE", 2)
+    kinds = [("resolve", "poison"), ("dispatch", "bug: KeyError"), ("dispatch", "poison"), ("dispatch", "unreadable")]
+
+    def listed(*words: str) -> list[tuple[str, str]]:
+        assert run("dead", "list", "--json", *words) == 0
+        letters = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+        return [(letter["stage"], letter["reason"]) for letter in letters]
+
+    with start_server(tmp_path) as server:
+        monkeypatch.setenv("REDIS_URL", server.url)
+        with Redis.from_url(server.url) as client:
+            ids = [
+                client.xadd(keyspace.DEAD, {"job": "0-a", "stage": stage, "reason": reason}).decode()
+                for stage, reason in kinds
+            ]
+            kept = client.xadd(
+                keyspace.DEAD, {"stage": "dispatch", "reason": "bug: TypeError", "body": b'{"x":"\xff"}'}
+            )
+        assert listed("--reason", "poison") == [kinds[2], kinds[0]]
+        assert listed("--reason", "bug") == [("dispatch", "bug: TypeError"), kinds[1]]
+        assert listed("--reason", "bug: KeyError") == [kinds[1]]
+        assert listed("--stage", "resolve") == [kinds[0]]
+        assert listed("--stage", "resolve", "--reason", "bug") == []
+        assert listed("--limit", "1", "--reason", "poison") == [kinds[2]]
+        assert run("dead", "show", ids[0], "--body") == 1
+        assert "no body is kept" in capfd.readouterr().err
+        assert run("dead", "show", kept.decode(), "--body") == 0
+        assert capfd.readouterr().out.encode(errors="surrogateescape") in (b'{"x":"\xff"}', '{"x":"\ufffd"}'.encode())
+        assert run("dead", "drop", "--all", "--stage", "dispatch", "--reason", "poison") == 0
+        assert run("dead", "drop", "--all", "--reason", "nothing", "--json") == 0
+        assert capfd.readouterr().out == '1 removed\n{"dropped":0}\n'
+        assert listed() == [("dispatch", "bug: TypeError"), kinds[3], kinds[1], kinds[0]]
+        assert run("dead", "drop", ids[0], "--stage", "resolve") == 2
+
+
+def test_status_tells_of_the_server_and_of_what_was_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics.CLAIMS["resolve",].inc()
+    with start_server(tmp_path) as server:
+        monkeypatch.setenv("REDIS_URL", server.url)
+        with Redis.from_url(server.url) as client:
+            client.zadd(keyspace.CONSUMERS, {"me": 2**50})
+            client.hset(keyspace.up("me"), mapping={"m": metrics.snapshot()})
+            waiting = client.xadd(keyspace.jobs("dispatch", "live"), {"h": b"x"}, id="1-0").decode()
+            client.xgroup_create(keyspace.jobs("dispatch", "live"), keyspace.GROUP, id=waiting)
+            client.xadd(keyspace.jobs("dispatch", "live"), {"h": b"x"})
+        assert run("status", "--json") == 1
+        found = json.loads(capsys.readouterr().out)
+        (dispatch,) = [s for s in found["stages"] if (s["stage"], s["lane"]) == ("dispatch", "live")]
+        assert dispatch["oldest_seconds"] > 10**6
+        assert dispatch["lag_seconds"] < 60, "the older one was fetched"
+        assert found["server"]["memory_limit"] == 2**30
+        assert found["counts"]["claims"]["resolve"] >= 1
+        assert run("status") == 1
+        shown = capsys.readouterr().out
+    assert " of 1024 MiB, append-only file, noeviction when full" in shown
+    assert "since the processes started" in shown
+    assert "claims          " in shown
+
+
+def test_a_server_that_tells_nothing_of_itself_is_shown_all_the_same() -> None:
+    lines = table(Overview(processes=(), stages=(), dead=0, server=ServerOverview(name="redis.example:6379")))
+    assert lines[0] == "redis    redis.example:6379"
+    assert lines[-1] == "dead letters  0"
 
 
 @pytest.mark.parametrize("words", [("dead", "-c", "c.yaml", "list"), ("dead", "list", "-c", "c.yaml")])

@@ -70,7 +70,7 @@ async def test_a_job_that_is_put_off_when_too_many_are_is_refused(url: str, monk
                 with anyio.fail_after(5):
                     reply = (await waiter.next()).reply
                 assert reply.error is not None
-                assert (reply.error.code, reply.error.retry_after) == ("backlog_full", 5.0)
+                assert (reply.error.code, reply.error.retry_after) == ("config_mismatch", 5.0)
                 assert "do not know their models" in reply.error.message
         assert await link.run(("ZCARD", keyspace.delayed("dispatch", "live"))) == 2
         assert await link.run(("XLEN", keyspace.jobs("dispatch", "live"))) == 0

@@ -27,7 +27,7 @@ from pipeline.job import BATCH, Facts, PromptRef, encode
 from pipeline.stage import Defer, Done, Fail, Forward
 from pipeline.transport import keyspace
 from pipeline.transport.deadletters import drop_dead, list_dead, read_dead
-from pipeline.transport.overview import read_overview
+from pipeline.transport.overview import COUNTED, read_overview
 from pipeline.transport.stage_stream import suspect_caps
 
 pytestmark = pytest.mark.anyio
@@ -286,4 +286,7 @@ async def test_the_overview_counts_what_is_where(url: str) -> None:
     assert resolve.oldest_seconds >= 0
     assert [o.backlog for o in others] == [0, 0, 0]
     assert [p.role for p in overview.processes] == ["ingress"]
-    assert "at /" in overview.server
+    assert " at /" in overview.server.name
+    assert overview.server.memory > 0
+    assert (overview.server.eviction, overview.server.persistence) == ("noeviction", "append-only file")
+    assert overview.counts.keys() == COUNTED.keys()
