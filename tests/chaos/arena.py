@@ -25,9 +25,11 @@ from fakes.waiting import wait_until
 from pipeline.errors import TransportError
 from pipeline.failpoints import VARIABLE
 from pipeline.settings import TransportSettings
+from pipeline.transport import keyspace
 from pipeline.transport.client import STAGES
 from pipeline.transport.connection import Command, Link
 from pipeline.transport.overview import Overview, read_overview
+from pipeline.transport.stage_stream import LANES
 
 MASTER_KEY = "sk-canary-master-key"
 PROVIDER_KEY = "sk-canary-provider-key"
@@ -85,12 +87,22 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     """The managers of that source."""
     models: str = ""
     """Further entries of `model_list`, a line each; `PROVIDER` stands for host and port of the usual one."""
+    site: str = ""
+    """Source that every process of the gateway runs first, as `sitecustomize`."""
     files: int = 0
     """Limit of open files of every process; 0: as it is."""
 
     @property
     def scales(self) -> Mapping[str, int]:
         return {"ingress": self.ingress, "resolve": self.resolve, "dispatch": self.dispatch}
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A pending entry: the process that owns it, seconds since its lease was renewed, and its deliveries so far."""
+
+    pid: int
+    idle: float
+    number: int
 
 
 class Arena:
@@ -152,6 +164,17 @@ class Arena:
             return await read_overview(self.server.url, STAGES)
         except TransportError:
             return None
+
+    async def pending(self, stage: str) -> dict[str, Held]:
+        """Return who owns the pending entries of a stage; 0 stands for a process that is not of the gateway."""
+        streams = [keyspace.jobs(stage, lane) for lane in LANES]
+        replies = await self.redis(*(("XPENDING", name, keyspace.GROUP, "-", "+", 10_000) for name in streams))
+        return {
+            entry.decode(): Held(_pid(consumer.decode()), idle / 1000, number)
+            for found in replies
+            if isinstance(found, list)
+            for entry, consumer, idle, number in found
+        }
 
     async def redis(self, *commands: Command) -> list[object]:
         """Send commands to the server, past the wire."""
@@ -229,6 +252,10 @@ def _gateway(arena: Arena) -> Iterator[Gateway]:
         settings="\n".join(f"  {line}" for line in layout.settings.splitlines()),
     )
     variables = {"REDIS_URL": f"redis://{arena.wire.address}", VARIABLE: str(arena.failpoints)}
+    if layout.site:
+        (directory / "site").mkdir()
+        (directory / "site" / "sitecustomize.py").write_text(layout.site)
+        variables["PYTHONPATH"] = os.pathsep.join([str(directory / "site"), os.environ.get("PYTHONPATH", "")])
     scales = [f"--scale={part}={count}" for part, count in layout.scales.items()]
     python = _limited(directory, layout.files) if layout.files else sys.executable
     with start_gateway(directory, *scales, config=config, variables=variables, python=python) as gateway:
@@ -241,6 +268,12 @@ def _limited(directory: Path, files: int) -> str:
     script.write_text(f'#!/bin/sh\nulimit -n {files}\nexec "{sys.executable}" "$@"\n')
     script.chmod(0o755)
     return str(script)
+
+
+def _pid(consumer: str) -> int:
+    """Return the process of a consumer, whose name ends in host, process id and a random word."""
+    words = consumer.rsplit("-", 2)
+    return int(words[1]) if len(words) == 3 and words[1].isdecimal() else 0
 
 
 def elapsed(since: float) -> float:
