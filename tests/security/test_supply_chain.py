@@ -17,10 +17,10 @@ SOURCES = [path for package in ("ingress", "pipeline", "workers") for path in (R
 SCRIPTS = sorted((ROOT / "pipeline" / "transport" / "scripts").glob("*.lua"))
 LOCKS = [ROOT / "requirements" / "runtime.txt", ROOT / "requirements" / "dev.txt"]
 
-FIXED_SINCE = {
+FIXED_SINCE: dict[str, tuple[int, ...]] = {
     "starlette": (1, 3, 1),  # CVE-2026-48710: the Host header decided about authentication
     "h11": (0, 16, 0),  # CVE-2025-43859: chunks that ended otherwise; uvicorn brings it, nothing here uses it
-    "httptools": (0, 8, 0),  # llhttp 9.3
+    "httptools": (0, 8),  # llhttp 9.3
 }
 
 KNOWN_PATHS = {
