@@ -237,6 +237,8 @@ class StageRunner:
                 return Drop()
             case End.LOST | End.STOPPED:
                 return None
+            case End.UNHEARD:  # if its ingress lives after all, because only the reply stream was lost, it hears of it
+                return Fail(WorkerLost("a part of the streamed answer was lost", hint="Send the request again."))
             case End.EXPIRED | None:
                 return Fail(DeadlineExceeded(f"the deadline passed in the {self._spec.name} stage"))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -19,7 +19,11 @@ from pipeline.transport.bodies import Bodies
 from pipeline.transport.cancels import cancellation
 from pipeline.transport.clock import ServerClock
 from pipeline.transport.connection import Link
+<<<<<<< Updated upstream
 from pipeline.transport.overview import Overview, look
+=======
+from pipeline.transport.losses import Losses
+>>>>>>> Stashed changes
 from pipeline.transport.registry import BEAT, GONE_AFTER, Registry, consumer_name, read_metrics, this_process
 from pipeline.transport.replies import Answer, Replies, Waiter
 from pipeline.transport.unread import Unread
@@ -55,6 +59,7 @@ class TransportClient:
         self._links = {name: Link(url, f"{self.consumer}-{name}") for name in ("admit", "replies", "upkeep", "bodies")}
         self._clock = ServerClock()
         self._admission = Admission(self._links["admit"], self.consumer, STAGES, settings.ingress, self._lost)
+        self._losses = Losses(self._links["upkeep"], STAGES)
         self._bodies = Bodies(self._links["bodies"])
         self._unread = Unread(settings.ingress.max_unread_bytes)
         self._replies = Replies(self._links["replies"], self.consumer, self._drop, self._unread)
@@ -64,6 +69,7 @@ class TransportClient:
         self._cancelling = anyio.Event()
         self._connected = False
         self._met = anyio.Event()
+        self._hurry = anyio.Event()
 
     def now(self) -> int:
         """Return the Redis server's time in ms."""
@@ -135,7 +141,20 @@ class TransportClient:
 
     def _lost(self, last: int) -> None:
         log.warning("redis lost data", after_batch=last)
-        self._replies.lose(last, self.now() + int(LOST_AFTER * 1000))
+        self._losses.known()
+        self._lose(waiter for waiter in self._replies.waiters.values() if waiter.batch > last)
+        self._hurry.set()  # the reply stream may be lost too, and streamed answers end for want of who listens
+
+    async def _look_for_losses(self) -> None:
+        """A stream that was deleted alone goes unnoticed by the admission. Raises TransportUnavailable."""
+        for stage in await self._losses.look():
+            log.warning("redis lost a stream", stage=stage)
+            self._lose(w for w in self._replies.waiters.values() if w.entry and stage in w.stages)
+
+    def _lose(self, waiters: Iterable[Waiter]) -> None:
+        """Redis lost the jobs of these waiters; what is in a worker's hands may still answer for a while."""
+        for waiter in waiters:
+            waiter.lost_at = waiter.lost_at or self.now() + int(LOST_AFTER * 1000)
 
     async def _publish_cancels(self) -> None:
         """Tell the workers of cancelled jobs, until told; in bursts."""
@@ -169,10 +188,12 @@ class TransportClient:
     async def _beat(self) -> None:
         """Keep registration, reply stream, clock and the view of the fleet fresh."""
         while True:
+            self._hurry = anyio.Event()
             try:
                 await self._clock.refresh(self._links["upkeep"])
                 await self._replies.listen(self._links["upkeep"])
                 await self._admission.refresh()
+                await self._look_for_losses()
                 await self._registry.beat()
                 self._admission.processes = self._registry.ingresses
                 await self._fail_unserved()
@@ -182,7 +203,8 @@ class TransportClient:
                 if self._connected:
                     log.warning("redis is away", error=str(error))
                 self._connected = False
-            await anyio.sleep(BEAT if self._connected else SWEEP)
+            with anyio.move_on_after(BEAT if self._connected else SWEEP):
+                await self._hurry.wait()
 
     async def _fail_unserved(self) -> None:
         """Answer clients whose job still waits in a stage without workers. Raises TransportUnavailable."""

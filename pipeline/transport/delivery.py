@@ -27,6 +27,7 @@ class End(enum.Enum):
     LOST = "another consumer owns it"
     STOPPED = "this process stops"
     EXPIRED = "its deadline passed"
+    UNHEARD = "its frames have nowhere to go"
 
 
 class Source:

@@ -317,12 +317,6 @@ class Replies:
             )
         return late
 
-    def lose(self, last: int, limit: int) -> None:
-        """Redis lost what was admitted after batch `last`; what is in a worker's hands may answer until `limit`, ms."""
-        for waiter in self.waiters.values():
-            if waiter.batch > last and not waiter.lost_at:
-                waiter.lost_at = limit
-
     def drop(self, waiter: Waiter) -> bool:
         """Stop waiting for a job; whether somebody still did."""
         if self.waiters.pop(waiter.id, None) is None:

@@ -230,7 +230,7 @@ def _heard(deliveries: list[HeldDelivery], answer: int | bytes) -> None:
     """End the runs whose frames went nowhere."""
     if answer != 1:
         for delivery in deliveries:
-            delivery.stop(End.CANCELLED if answer == -2 else End.LOST)
+            delivery.stop(End.UNHEARD if answer == -2 else End.LOST)
 
 
 def _settled(delivery: HeldDelivery, effect: Effect, answer: int | bytes, *, resent: bool) -> int | bytes:

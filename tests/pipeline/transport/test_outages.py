@@ -139,6 +139,19 @@ async def test_jobs_that_redis_lost_are_answered_with_an_error_soon(url: str, mo
         kept.cancel()
 
 
+async def test_jobs_of_a_deleted_stream_are_answered_with_an_error_soon(url: str, monkeypatch) -> None:
+    monkeypatch.setattr(client_module, "LOST_AFTER", 0.3)
+    async with connected_client(url, QUICK) as client, raw_link(url) as link:
+        both, one = ("resolve", "dispatch"), ("dispatch",)
+        through, straight = [await client.submit(job_for(client, stages_left=left), b"{}") for left in (both, one)]
+        await wait_until(lambda: client._losses._added == dict.fromkeys(both, 1))
+        await link.run(("DEL", keyspace.jobs("resolve", "live")))
+        with anyio.fail_after(4), pytest.raises(TransportUnavailable, match="lost"):
+            await through.next()
+        assert client.status().waiting == 1, "whose stages do not include the lost one"
+        straight.cancel()
+
+
 async def test_jobs_admitted_before_redis_was_killed_are_answered_after_its_restart(tmp_path: Path) -> None:
     with start_server(tmp_path) as server:
         dispatch = ScriptedStage(echo)

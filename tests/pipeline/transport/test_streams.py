@@ -22,6 +22,7 @@ from pipeline.errors import Cancelled, TransportUnavailable, WorkerLost
 from pipeline.job import Frame, Reply, encode
 from pipeline.stage import Done
 from pipeline.transport import keyspace, registry, replies, writer
+from pipeline.transport.client import Answer
 
 pytestmark = pytest.mark.anyio
 QUICK = settings(transport=quick())
@@ -249,7 +250,7 @@ async def test_a_stage_that_sends_faster_than_redis_takes_is_slowed_down(url: st
     assert sum(len(f.data) for f in frames) == count * 50_000
 
 
-async def test_frames_to_an_ingress_that_vanished_end_the_work_and_leave_no_stream(url: str) -> None:
+async def test_frames_to_an_ingress_that_vanished_end_the_work_and_leave_nothing_that_stays(url: str) -> None:
     ended = anyio.Event()
 
     async def chat(delivery):
@@ -270,7 +271,30 @@ async def test_frames_to_an_ingress_that_vanished_end_the_work_and_leave_no_stre
         with anyio.fail_after(2):
             await ended.wait()
         await wait_until(lambda: _gone(link, keyspace.jobs("dispatch", "live")))
-        assert await link.run(("EXISTS", keyspace.replies("ingress-gone"))) == 0
+        assert 0 < await link.run(("PTTL", keyspace.replies("ingress-gone"))) <= keyspace.REPLIES_TTL_MS
+
+
+async def test_a_stream_whose_way_back_was_deleted_ends_in_an_error(url: str) -> None:
+    go = anyio.Event()
+
+    async def chat(delivery):
+        await go.wait()
+        await delivery.send(b"data")
+        await anyio.sleep_forever()
+
+    async with (
+        connected_client(url, QUICK) as client,
+        raw_link(url) as link,
+        running_worker(url, QUICK, spec("dispatch", ScriptedStage(chat))),
+    ):
+        waiter = await client.submit(job_for(client, stages_left=("dispatch",), stream=True), b"{}")
+        await link.run(("UNLINK", keyspace.replies(client.consumer)))
+        go.set()
+        with anyio.fail_after(5):
+            answer = await waiter.next()
+        assert isinstance(answer, Answer)
+        assert answer.reply.error is not None
+        assert answer.reply.error.code == "worker_lost"
 
 
 async def _gone(link, stream) -> bool:
