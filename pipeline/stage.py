@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Final, Protocol
@@ -126,8 +127,10 @@ def put_off(job: Job) -> Defer | None:
     """
     Return a job to its stage, for a worker whose configuration knows its model; None when it has waited for 15 s.
 
-    Often and shortly rather than seldom and long: of workers old and new, any may be the next to get it.
+    Often, for of workers old and new any may be the next to get it, and at odd times: in step with the reads of the
+    stream, the same worker would get it again and again.
     """
     if job.deferrals >= _MAX_DEFERRALS:
         return None
-    return Defer(min(1.0, 0.25 * 2.0**job.deferrals), msgspec.structs.replace(job, deferrals=job.deferrals + 1))
+    pause = min(1.0, 0.25 * 2.0**job.deferrals) * random.uniform(0.5, 1.5)  # noqa: S311 - spreads, keeps no secret
+    return Defer(pause, msgspec.structs.replace(job, deferrals=job.deferrals + 1))

@@ -1,4 +1,4 @@
-"""SIGHUP to processes that run on their own: keys change in place, and what else changed is told and left as it is."""
+"""Processes that run on their own: SIGHUP changes their keys in place, and old and new ones run side by side."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import anyio
 import httpx2
 import pytest
 from fakes.callers import calling
@@ -20,14 +20,17 @@ from fakes.servers import start_server
 from fakes.upstream import ScriptedUpstream, run_upstream_in_thread
 from fakes.waiting import wait_until
 
+from pipeline.transport.overview import read_overview
+
 pytestmark = [pytest.mark.processes, pytest.mark.anyio]
 
 
 class Processes:
     """An ingress and a dispatch worker, as another process manager would run them."""
 
-    def __init__(self, directory: Path, upstream: ScriptedUpstream) -> None:
+    def __init__(self, directory: Path, upstream: ScriptedUpstream, redis_url: str) -> None:
         self.upstream = upstream
+        self.redis_url = redis_url
         self.running: list[subprocess.Popen[bytes]] = []
         self.url = ""
         self._directory = directory
@@ -64,46 +67,52 @@ class Processes:
             found[:] = [fields for fields in map(json.loads, lines) if fields["event"] == event]
             return len(found) == 2
 
-        await wait_until(said)
+        await wait_until(said, timeout=10)
         return found
 
     def sent_keys(self) -> set[str]:
         return {received.headers["authorization"] for received in self.upstream.requests}
 
+    def run(self, *words: str) -> subprocess.Popen[bytes]:
+        """Start a process on the configuration as it is now."""
+        variables = environment(REDIS_URL=self.redis_url, PROMPTMILL_CONFIG=str(self._directory / "config.yaml"))
+        command = [sys.executable, "-P", "-m", "pipeline", *words]
+        with (self._directory / "output.log").open("ab") as output:
+            self.running.append(subprocess.Popen(command, env=variables, stdout=output, stderr=output))
+        return self.running[-1]
 
-@contextmanager
-def start(processes: Processes, directory: Path, redis_url: str) -> Iterator[None]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes.url = f"http://127.0.0.1:{port}"
-    variables = environment(REDIS_URL=redis_url, PROMPTMILL_CONFIG=str(directory / "config.yaml"))
-    with ExitStack() as stack, (directory / "output.log").open("wb") as output:
-        for words in (("ingress", "--port", str(port)), ("worker", "dispatch")):
-            command = [sys.executable, "-P", "-m", "pipeline", *words]
-            process = stack.enter_context(subprocess.Popen(command, env=variables, stdout=output, stderr=output))
-            stack.callback(process.kill)
-            processes.running.append(process)
-        yield
+    async def serve(self) -> None:
+        """Start an ingress at `url`, and wait until it is ready."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.run("ingress", "--port", str(port))
+
+        async def ready() -> bool:
+            try:
+                async with calling(self.url) as caller:
+                    return (await caller.client.get("/health/readiness")).status_code == 200
+            except httpx2.TransportError:
+                return False
+
+        await wait_until(ready, timeout=30, every=0.05)
 
 
 @pytest.fixture
 async def processes(tmp_path: Path) -> AsyncIterator[Processes]:
     with run_upstream_in_thread() as upstream, start_server(tmp_path / "redis") as server:
         upstream.default = slow
-        found = Processes(tmp_path, upstream)
+        found = Processes(tmp_path, upstream, server.url)
         found.write("stays", "goes")
-        with start(found, tmp_path, server.url):
-
-            async def ready() -> bool:
-                try:
-                    async with calling(found.url) as caller:
-                        return (await caller.client.get("/health/readiness")).status_code == 200
-                except httpx2.TransportError:
-                    return False
-
-            await wait_until(ready, timeout=30, every=0.05)
+        try:
+            found.run("worker", "dispatch")
+            await found.serve()
             yield found
+        finally:
+            for process in found.running:
+                process.kill()
+                process.wait()
 
 
 async def test_keys_change_in_place_and_no_request_with_another_key_fails(processes: Processes) -> None:
@@ -142,3 +151,24 @@ async def test_what_cannot_be_used_or_needs_a_restart_is_told_and_changes_nothin
     for process in processes.running:
         process.send_signal(signal.SIGTERM)
     assert [process.wait(20) for process in processes.running] == [0, 0]
+
+
+async def test_a_job_of_a_newer_ingress_waits_for_a_newer_worker(processes: Processes) -> None:
+    processes.write("stays", more="  - model_name: new\n    litellm_params: {model: echo/echo}\n")
+    await processes.serve()
+    async with calling(processes.url, "sk-of-stays") as caller, anyio.create_task_group() as tasks:
+
+        async def ask() -> None:
+            got = await caller.chat("hi", model="new")
+            assert got.status == 200, (got.content, processes.log)
+            assert got.text == "user: hi"
+
+        tasks.start_soon(ask)
+
+        async def put_off() -> bool:
+            stages = (await read_overview(processes.redis_url, ("dispatch",))).stages
+            return any(stage.delayed for stage in stages)
+
+        await wait_until(put_off, timeout=20)
+        assert (await caller.chat("meanwhile")).status == 200
+        processes.run("worker", "dispatch")

@@ -162,7 +162,8 @@ async def test_a_job_of_another_configuration_is_deferred_for_a_while_and_then_r
             assert isinstance(outcome, Defer)
             waits.append(outcome.seconds)
             job = outcome.job
-        assert waits == [0.25, 0.5, *[1.0] * 14]
+        assert len(waits) == 16
+        assert 7.5 < sum(waits) < 22.5
         assert failed(await opened.handle(FakeDelivery(job)), ConfigMismatch).hint
         failed(await opened.handle(delivery(model="new", config="mine")), ModelNotFound)
 

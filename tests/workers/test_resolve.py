@@ -271,7 +271,8 @@ async def test_the_job_waits_a_few_times_for_a_worker_that_knows_its_model(tmp_p
             waited.append(outcome.seconds)
             assert outcome.job.deferrals == len(waited)
             outcome = await opened.handle(delivery({}, **job, deferrals=outcome.job.deferrals))
-        assert waited == [0.25, 0.5, *[1.0] * 14]
+        assert len(waited) == 16
+        assert 7.5 < sum(waited) < 22.5
         assert "later" in failed(outcome, ConfigMismatch)
         assert user_module().manager.calls == 1  # only then: the manager might have chosen another model
         known = await opened.handle(delivery({}, config="old"))
