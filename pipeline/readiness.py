@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 
 import anyio
@@ -22,7 +23,8 @@ async def missing(processes: Mapping[str, int | None], address: tuple[str, int] 
         overview = await read_overview(redis_url, ())
     except TransportError as error:
         return [f"Redis: {error.message}"]
-    registered = {process.pid for process in overview.processes}
+    here = socket.gethostname()
+    registered = {process.pid for process in overview.processes if process.host == here}
     absent = [name for name, pid in processes.items() if pid not in registered]
     if absent:
         return [f"no sign of {name} yet" for name in absent]

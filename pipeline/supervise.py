@@ -131,19 +131,19 @@ class Supervisor:
         self._output.say(first_screen.changes(before, self._facts()))
 
     async def _heed(self, signals: Any, fleet: Fleet) -> None:
-        """Reload on SIGHUP. Drain on the first other signal; on the second one, end everything at once."""
+        """Reload on SIGHUP. Drain on the first other signal, or when the terminal closes; on the second one, kill."""
         terminal = Terminal()
         async for number in signals:
             if number == signal.SIGHUP and not terminal.closed():
                 self._told_to_reload.set()
-            elif self._serving.cancel_called:
-                self._output.say("killing every process")
-                self._status = _INTERRUPTED
-                fleet.kill()
-            else:
+            elif not self._serving.cancel_called:
                 again = "; once more ends it at once" if number == signal.SIGINT else ""
                 self._output.say(f"stopping: finishing what is in flight{again}")
                 self._serving.cancel()
+            elif number != signal.SIGHUP:  # of which a closing terminal sends two
+                self._output.say("killing every process")
+                self._status = _INTERRUPTED
+                fleet.kill()
 
     def _refuse(self, error: PipelineError) -> None:
         self._refused = self._refused or error

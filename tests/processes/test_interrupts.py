@@ -71,6 +71,7 @@ async def test_a_gateway_whose_terminal_is_closed_drains_and_ends(tmp_path: Path
     while b"reloaded" not in said:
         said += os.read(terminal, 65536)
     os.close(terminal)
+    os.kill(pid, signal.SIGHUP)  # the kernel has sent one, and a shell would send another
     ended: list[int] = []
 
     def gone() -> bool:
