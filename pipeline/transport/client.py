@@ -19,11 +19,8 @@ from pipeline.transport.bodies import Bodies
 from pipeline.transport.cancels import cancellation
 from pipeline.transport.clock import ServerClock
 from pipeline.transport.connection import Link
-<<<<<<< Updated upstream
-from pipeline.transport.overview import Overview, look
-=======
 from pipeline.transport.losses import Losses
->>>>>>> Stashed changes
+from pipeline.transport.overview import Overview, look
 from pipeline.transport.registry import BEAT, GONE_AFTER, Registry, consumer_name, read_metrics, this_process
 from pipeline.transport.replies import Answer, Replies, Waiter
 from pipeline.transport.unread import Unread
