@@ -19,6 +19,14 @@ def announced_size(exchange: Exchange) -> int:
 
     Raises what can be known before a byte is read: BodyTooLarge, EncodingNotSupported, InvalidRequest.
     """
+    length, limit = declared_length(exchange), exchange.edge.settings.ingress.max_body_bytes
+    if length > limit:
+        raise _too_large(limit)
+    return length
+
+
+def declared_length(exchange: Exchange) -> int:
+    """Return the content-length; 0 where there is none. Raises EncodingNotSupported and InvalidRequest."""
     encoding = exchange.header(b"content-encoding").lower()
     if encoding not in ("", "identity"):
         raise EncodingNotSupported("compressed request bodies are not accepted; send it without content-encoding")
@@ -27,10 +35,7 @@ def announced_size(exchange: Exchange) -> int:
     length = exchange.header(b"content-length") or "0"
     if not (length.isascii() and length.isdigit()):
         raise InvalidRequest("content-length is not a number; leave it to your HTTP client")
-    limit = exchange.edge.settings.ingress.max_body_bytes
-    if len(length) > 15 or int(length) > limit:
-        raise _too_large(limit)
-    return int(length)
+    return int(length[:20])  # of a longer number its beginning is too large as well
 
 
 async def read_body(exchange: Exchange) -> bytes:

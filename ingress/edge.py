@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingress.auth import Keyring
@@ -10,6 +11,8 @@ from pipeline import metrics
 from pipeline.catalog import Catalog
 from pipeline.errors import BacklogFull
 from pipeline.settings import IngressSettings, Settings
+from pipeline.stores.files import FileStore
+from pipeline.stores.local import LocalBlobs
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -27,6 +30,11 @@ class Edge:
         self.keyring = Keyring(settings.keys, environment)
         self.permits = permits = Permits(settings.ingress)
         metrics.REQUESTS_IN_FLIGHT["jobs",].set_function(lambda: permits.requests)
+        blobs = LocalBlobs(Path(settings.data_dir) / "files", keep_free=settings.files.min_free_bytes)
+        self.files = FileStore(blobs, settings.files)
+        self.transfers = 0
+        """Files on their way in or out."""
+        metrics.REQUESTS_IN_FLIGHT["transfers",].set_function(lambda: self.transfers)
         self.watchers: TaskGroup | None = None
         self.draining = False
 

@@ -15,6 +15,7 @@ from pipeline.config_units import flag, integer, number, seconds, share, size
 from pipeline.settings import (
     ENVIRONMENT_PREFIX,
     DispatchSettings,
+    FileSettings,
     IngressSettings,
     PromptSettings,
     RouterSettings,
@@ -42,6 +43,14 @@ _INGRESS: Final[Converters] = {
     "keep_alive": seconds,
     "drain": partial(seconds, at_least=0),
 }
+_FILES: Final[Converters] = {
+    "max_upload_bytes": size,
+    "max_file_bytes": size,
+    "max_file_bytes_per_key": size,
+    "min_free_bytes": size,
+    "max_transfers": _COUNT,
+    "max_line_bytes": size,
+}
 _TRANSPORT: Final[Converters] = {
     "lease": partial(seconds, at_least=1),
     "grace": partial(seconds, at_least=1),  # a read of the stream blocks for up to a second
@@ -61,6 +70,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """The parts of the settings that are read here."""
 
     ingress: IngressSettings
+    files: FileSettings
     router: RouterSettings
     prompts: PromptSettings
     dispatch: DispatchSettings
@@ -74,6 +84,7 @@ def read_limits(litellm: Section, router: Section, general: Section, own: Sectio
     _within(own, "prompt_timeout", prompts.timeout, "max_request_timeout", ingress.max_request_timeout)
     return Limits(
         ingress=ingress,
+        files=FileSettings(**_read(own, _FILES)),
         router=routing,
         prompts=prompts,
         dispatch=_dispatch(general, own),

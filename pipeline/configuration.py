@@ -50,6 +50,7 @@ def load(path: Path | None, environment: Mapping[str, str], *, data_dir: str | N
         callbacks=read_callbacks(litellm, directory),
         router=limits.router,
         ingress=limits.ingress,
+        files=limits.files,
         prompts=limits.prompts,
         dispatch=limits.dispatch,
         transport=limits.transport,

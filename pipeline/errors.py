@@ -1,8 +1,7 @@
 """
 The one tree of errors.
 
-Two questions per class: what does the client see (`status`, `type`, `code`), and may another deployment do
-better (`retryable`).
+Two questions per class: what does the client see (`status`, `type`, `code`), may another deployment do better.
 
 ```text
 PipelineError
@@ -10,7 +9,8 @@ PipelineError
 │  ├─ InvalidRequest       400   ├─ Unauthenticated  401   ├─ NotAllowed     403
 │  ├─ ModelNotFound        404   ├─ PromptNotFound   404   ├─ NotFound       404
 │  ├─ MethodNotAllowed     405   ├─ RequestTimeout   408   ├─ BodyTooLarge   413
-│  ├─ EncodingNotSupported 415   ├─ BacklogFull      429   └─ MasterKeyNeeded 403
+│  ├─ EncodingNotSupported 415   ├─ BacklogFull      429   ├─ MasterKeyNeeded 403
+│  └─ NoSuchFile           404   ├─ QuotaExceeded    403   └─ RangeNotSatisfiable 416
 ├─ PromptManagerError      502, no retry by the client: it would only call the manager again
 │  ├─ PromptTimeout        504   ├─ PromptModelUnknown 502 └─ PromptWorkerLost 502 (the hook killed its process)
 ├─ UpstreamError           the router may go elsewhere
@@ -25,6 +25,7 @@ PipelineError
 ├─ WorkerLost              502, a worker died while it streamed
 ├─ ShuttingDown            503, the ingress process stopped before the answer came
 ├─ Cancelled               499, the client left
+├─ StorageFull             507, files cannot be written: the disk is full or read-only
 ├─ InternalError           500, a bug of ours: the job is a dead letter
 ├─ TransportError          503, Redis trouble; the job stays put
 │  ├─ TransportUnavailable ├─ TransportFull ├─ NoWorker └─ MessageUnreadable (a dead letter)
@@ -114,6 +115,12 @@ class MasterKeyNeeded(NotAllowed):
     code = "master_key_required"
 
 
+class QuotaExceeded(NotAllowed):
+    """The key's files take up as many bytes as they may."""
+
+    code = "file_quota_exceeded"
+
+
 class NotFound(RequestError):
     """There is nothing at this path or under this id."""
 
@@ -131,6 +138,12 @@ class PromptNotFound(NotFound):
     """No prompt manager knows the prompt."""
 
     code = "prompt_not_found"
+
+
+class NoSuchFile(NotFound):
+    """No file of this key has the id."""
+
+    code = "file_not_found"
 
 
 class MethodNotAllowed(RequestError):
@@ -159,6 +172,13 @@ class BodyTooLarge(RequestError):
 
     status = 413
     code = "request_too_large"
+
+
+class RangeNotSatisfiable(RequestError):
+    """The part of a file that was asked for does not exist, or is more than one."""
+
+    status = 416
+    code = "range_not_satisfiable"
 
 
 class BacklogFull(RequestError):
@@ -327,6 +347,14 @@ class Cancelled(PipelineError):
 
     status = 499
     code = "client_closed_request"
+
+
+class StorageFull(PipelineError):
+    """A file cannot be written: no space, no permission, a broken disk. Nothing of it is kept."""
+
+    status = 507
+    code = "storage_full"
+    should_retry = False  # the whole file would be sent again, in vain
 
 
 class InternalError(PipelineError):

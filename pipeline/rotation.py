@@ -14,6 +14,7 @@ _NAMES: Final = {
     "callbacks": "callbacks",
     "router": "router_settings",
     "ingress": "limits of the ingress",
+    "files": "limits of files",
     "prompts": "limits of prompt managers",
     "dispatch": "limits of dispatch",
     "transport": "redis_url or limits of workers",

@@ -140,6 +140,23 @@ class IngressSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How long a stopping process waits for what it holds."""
 
 
+class FileSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits of `/v1/files`."""
+
+    max_upload_bytes: int = 8 * 2**30
+    """Largest file; a larger one is a 413, before it is read where its size is announced."""
+    max_file_bytes: int | None = None
+    """Bytes of all files together; unset: what the disk holds."""
+    max_file_bytes_per_key: int | None = None
+    """Bytes of one key's files together."""
+    min_free_bytes: int = 512 * 2**20
+    """Space that files leave free: the embedded server may write to the same disk."""
+    max_transfers: int = 64
+    """Uploads and downloads one ingress process has in flight; further ones get 429."""
+    max_line_bytes: int = 32 * 2**20
+    """Longest line of a batch's input."""
+
+
 class PromptSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The resolve stage and its user code."""
 
@@ -205,6 +222,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     keys: tuple[Key, ...] = ()
     router: RouterSettings = RouterSettings()
     ingress: IngressSettings = IngressSettings()
+    files: FileSettings = FileSettings()
     prompts: PromptSettings = PromptSettings()
     dispatch: DispatchSettings = DispatchSettings()
     transport: TransportSettings = TransportSettings()

@@ -20,6 +20,7 @@ from pipeline import cli, configuration, errors, metrics, procfile
 from pipeline.config_units import flag, number, seconds, size
 from pipeline.settings import (
     DispatchSettings,
+    FileSettings,
     IngressSettings,
     PromptSettings,
     RouterSettings,
@@ -41,6 +42,7 @@ NEVER_SENT = {"upstream_error", "transport_error", "configuration_error", "messa
 
 OWN: dict[str, tuple[type, str]] = {
     **{name: (IngressSettings, name) for name in IngressSettings.__struct_fields__},
+    **{name: (FileSettings, name) for name in FileSettings.__struct_fields__},
     **{name: (TransportSettings, name) for name in TransportSettings.__struct_fields__ if name != "url"},
     "redis_url": (TransportSettings, "url"),
     "prompt_timeout": (PromptSettings, "timeout"),

@@ -1,0 +1,268 @@
+"""Blobs in a private directory of this machine, which several processes share."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, TypeVar
+
+import anyio
+from anyio import to_thread
+
+from pipeline.errors import StorageFull
+from pipeline.stores.blobs import Blob, BlobWriter, Growing, Written, no_such_file
+
+PIECE: Final = 2**20
+"""Bytes that are written at a time: a hop to a thread costs as much as some 100 KB do."""
+
+PART: Final = ".part"
+GROWING: Final = ".growing"
+
+_NAME: Final = re.compile(r"[a-z0-9_-]+(\.[a-z]+)?", re.ASCII)
+
+T = TypeVar("T")
+
+
+class LocalBlobs:
+    """One file for each blob. `keep_free`: bytes of the disk that are left to others."""
+
+    def __init__(self, root: Path, *, keep_free: int = 0) -> None:
+        self._root = root
+        self._keep_free = keep_free
+
+    @asynccontextmanager
+    async def write(self, name: str, size: int = 0) -> AsyncIterator[BlobWriter]:
+        """Write beside the name, and take the name in the end. Raises StorageFull."""
+        writer = await _on_thread(self._new, self._path(name), size)
+        try:
+            yield writer
+        finally:
+            with anyio.CancelScope(shield=True):
+                await to_thread.run_sync(writer.close)
+
+    @asynccontextmanager
+    async def open(self, name: str) -> AsyncIterator[Blob]:
+        """Open a file, which then stays readable even if it is unlinked. Raises NoSuchFile."""
+        try:
+            descriptor = await to_thread.run_sync(os.open, self._path(name), os.O_RDONLY)
+        except FileNotFoundError:
+            raise no_such_file() from None
+        try:
+            yield _LocalBlob(descriptor)
+        finally:
+            with anyio.CancelScope(shield=True):  # closing the last descriptor of a deleted file frees its blocks
+                await to_thread.run_sync(os.close, descriptor)
+
+    @asynccontextmanager
+    async def grow(self, name: str) -> AsyncIterator[Growing]:
+        """Open or begin a file that is appended to. Raises StorageFull."""
+        path = self._path(name)
+        descriptor = await _on_thread(self._create, path.with_name(path.name + GROWING), os.O_RDWR)
+        try:
+            yield _LocalGrowing(self, descriptor, path)
+        finally:
+            os.close(descriptor)
+
+    async def fetch(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Read all of them on one thread."""
+        return await to_thread.run_sync(lambda: dict(self._fetch(names)))
+
+    async def names(self, *, idle: float = 0) -> list[str]:
+        """List the directory; one that does not exist yet is empty."""
+        return await to_thread.run_sync(lambda: list(self._names(lambda name: not _unfinished(name), idle)))
+
+    async def delete(self, name: str) -> bool:
+        """Unlink a file, and wait until the directory knows. Raises StorageFull on a read-only disk."""
+        return await _on_thread(self._delete, name)
+
+    async def sweep(self, *, idle: float) -> None:
+        """Unlink the parts that nobody writes to any more."""
+        await _on_thread(self._sweep, idle)
+
+    def check_room(self, size: int) -> None:
+        """Raise OSError where `size` bytes more would leave less free than shall be."""
+        disk = os.statvfs(self._root)
+        if disk.f_bavail * disk.f_frsize < size + self._keep_free:
+            raise OSError(errno.ENOSPC, "too little space is left on the disk")
+
+    def _path(self, name: str) -> Path:
+        if not _NAME.fullmatch(name):
+            raise ValueError("not the name of a blob")
+        return self._root / name
+
+    def _new(self, path: Path, size: int) -> _LocalWriter:
+        part = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PART}")
+        return _LocalWriter(self, self._create(part, os.O_WRONLY | os.O_EXCL, size), part, path)
+
+    def _create(self, path: Path, flags: int, size: int = 0) -> int:
+        if not self._root.exists():
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sync_directory(self._root.parent)
+        self.check_room(size)
+        return os.open(path, flags | os.O_CREAT, 0o600)
+
+    def _fetch(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        for name in names:
+            try:
+                with open(self._path(name), "rb", buffering=0) as file:
+                    yield name, file.read()
+            except FileNotFoundError:
+                continue
+
+    def _names(self, wanted: Callable[[str], bool], idle: float) -> Iterator[str]:
+        latest = time.time() - idle
+        try:
+            entries = os.scandir(self._root)
+        except FileNotFoundError:
+            return
+        with entries:
+            for entry in entries:
+                if wanted(entry.name) and (not idle or _changed(entry) < latest):
+                    yield entry.name
+
+    def _delete(self, name: str) -> bool:
+        try:
+            self._path(name).unlink()
+        except FileNotFoundError:
+            return False
+        sync_directory(self._root)
+        return True
+
+    def _sweep(self, idle: float) -> None:
+        for name in self._names(lambda name: name.endswith(PART), idle):
+            (self._root / name).unlink(missing_ok=True)
+
+
+class _LocalWriter:
+    def __init__(self, blobs: LocalBlobs, descriptor: int, part: Path, path: Path) -> None:
+        self._blobs = blobs
+        self._descriptor = descriptor
+        self._part = part
+        self._path = path
+        self._waiting: list[bytes] = []
+        self._held = self._size = self._feeds = 0
+        self._last = b""
+        self._sha256 = hashlib.sha256()
+
+    async def write(self, data: bytes) -> None:
+        self._waiting.append(data)
+        self._held += len(data)
+        if self._held >= PIECE:
+            await _on_thread(self._flush)
+
+    async def commit(self) -> Written:
+        await _on_thread(self._commit)
+        return Written(self._size, self._sha256.hexdigest(), self._feeds + (self._last not in (b"", b"\n")))
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+        self._part.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        data = b"".join(self._waiting)
+        self._waiting.clear()
+        self._held = 0
+        self._blobs.check_room(len(data))
+        self._sha256.update(data)
+        write_all(self._descriptor, data)
+        self._size += len(data)
+        self._feeds += data.count(b"\n")
+        self._last = data[-1:] or self._last
+
+    def _commit(self) -> None:
+        self._flush()
+        os.fsync(self._descriptor)
+        self._part.rename(self._path)
+        sync_directory(self._path.parent)
+
+
+class _LocalBlob:
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.size = os.fstat(descriptor).st_size
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return await to_thread.run_sync(os.pread, self._descriptor, length, offset)
+
+
+class _LocalGrowing(_LocalBlob):
+    def __init__(self, blobs: LocalBlobs, descriptor: int, path: Path) -> None:
+        super().__init__(descriptor)
+        self._blobs = blobs
+        self._path = path
+
+    async def append(self, data: bytes) -> None:
+        await _on_thread(self._append, data)
+        self.size += len(data)
+
+    async def truncate(self, size: int) -> None:
+        await _on_thread(self._cut, size)
+        self.size = size
+
+    async def finish(self) -> None:
+        await _on_thread(self._finish)
+
+    def _append(self, data: bytes) -> None:
+        try:
+            self._blobs.check_room(len(data))
+            os.lseek(self._descriptor, self.size, os.SEEK_SET)
+            write_all(self._descriptor, data)
+            os.fdatasync(self._descriptor)
+        except OSError:
+            os.ftruncate(self._descriptor, self.size)  # no half line
+            raise
+
+    def _cut(self, size: int) -> None:
+        os.ftruncate(self._descriptor, size)
+        os.fsync(self._descriptor)
+
+    def _finish(self) -> None:
+        os.utime(self._descriptor)  # it may have rested for long: its age as a finished blob begins now
+        os.fsync(self._descriptor)
+        self._path.with_name(self._path.name + GROWING).rename(self._path)
+        sync_directory(self._path.parent)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write `data`, in as many calls as it takes."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in `directory` durable: syncing a file does not do that."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unfinished(name: str) -> bool:
+    return name.endswith((PART, GROWING))
+
+
+def _changed(entry: os.DirEntry[str]) -> float:
+    try:
+        return entry.stat().st_mtime
+    except FileNotFoundError:  # it has just been deleted
+        return float("inf")
+
+
+async def _on_thread(call: Callable[..., T], *arguments: object) -> T:
+    """Run a step that writes. Raises StorageFull for whatever the disk says."""
+    try:
+        return await to_thread.run_sync(call, *arguments)
+    except OSError as error:
+        raise StorageFull(
+            f"files cannot be stored: {(error.strerror or 'the disk failed').lower()}",
+            hint="free some space, make the data directory writable, or lower min_free_bytes",
+        ) from None

@@ -1,0 +1,256 @@
+"""Blobs in a directory: whole or not at all, private, and true to what the disk says."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+from fakes.uploads import names_in
+
+from pipeline.errors import NoSuchFile, StorageFull
+from pipeline.stores import local
+from pipeline.stores.local import PIECE, LocalBlobs
+
+pytestmark = pytest.mark.anyio
+
+OLD = 7200
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "files"
+
+
+@pytest.fixture
+def blobs(root: Path) -> LocalBlobs:
+    return LocalBlobs(root)
+
+
+async def store(blobs: LocalBlobs, name: str, data: bytes) -> None:
+    async with blobs.write(name) as writer:
+        await writer.write(data)
+        await writer.commit()
+
+
+async def contents(blobs: LocalBlobs, name: str) -> bytes:
+    async with blobs.open(name) as blob:
+        return await blob.read(0, blob.size)
+
+
+@contextmanager
+def files_at_most(size: int) -> Iterator[None]:
+    """The kernel refuses to let any file of this process grow beyond `size` bytes, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def modes(directory: Path) -> set[int]:
+    return {stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()}
+
+
+def age(path: Path) -> None:
+    long_ago = time.time() - OLD
+    os.utime(path, (long_ago, long_ago))
+
+
+async def test_a_blob_is_seen_when_it_is_committed_and_not_before(blobs: LocalBlobs, root: Path) -> None:
+    data = b"line\n" * PIECE
+    async with blobs.write("some") as writer:
+        for start in range(0, len(data), 300_000):
+            await writer.write(data[start : start + 300_000])
+        assert await blobs.names() == []
+        with pytest.raises(NoSuchFile):
+            await contents(blobs, "some")
+        written = await writer.commit()
+    assert written == (len(data), hashlib.sha256(data).hexdigest(), PIECE)
+    assert await blobs.names() == names_in(root) == ["some"]
+    assert await contents(blobs, "some") == data
+
+
+@pytest.mark.parametrize(("data", "lines"), [(b"", 0), (b"a", 1), (b"a\n", 1), (b"a\nb", 2), (b"\n\n", 2)])
+async def test_lines_are_counted(blobs: LocalBlobs, data: bytes, lines: int) -> None:
+    async with blobs.write("some") as writer:
+        await writer.write(data)
+        assert (await writer.commit()).lines == lines
+
+
+async def test_what_is_not_committed_leaves_nothing(blobs: LocalBlobs, root: Path) -> None:
+    async with blobs.write("some") as writer:
+        await writer.write(b"x")
+    with anyio.CancelScope() as scope:
+        async with blobs.write("some") as writer:
+            scope.cancel()
+            await writer.write(b"x" * 2 * PIECE)
+    assert names_in(root) == []
+
+
+async def test_everything_is_private_whatever_the_umask(blobs: LocalBlobs, root: Path) -> None:
+    before = os.umask(0)
+    try:
+        await store(blobs, "some", b"x")
+        async with blobs.grow("more") as growing:
+            await growing.append(b"x")
+    finally:
+        os.umask(before)
+    assert modes(root.parent) == {0o700}
+    assert modes(root) == {0o600}
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc/passwd", "a\0", "A", "a.b.c", "é", "a\n"])
+async def test_a_name_that_could_be_a_path_is_none(blobs: LocalBlobs, name: str) -> None:
+    with pytest.raises(ValueError, match="not the name"):
+        await blobs.delete(name)
+    with pytest.raises(ValueError, match="not the name"):
+        async with blobs.write(name):
+            pass
+    with pytest.raises(ValueError, match="not the name"):
+        await contents(blobs, name)
+
+
+async def test_a_blob_stays_readable_while_it_is_deleted(blobs: LocalBlobs, root: Path) -> None:
+    await store(blobs, "some", b"0123456789")
+    async with blobs.open("some") as blob:
+        assert await blobs.delete("some")
+        assert not await blobs.delete("some")
+        assert names_in(root) == []
+        assert await blob.read(3, 4) == b"3456"
+        assert await blob.read(8, 100) == b"89"
+
+
+async def test_several_small_blobs_come_at_once_and_missing_ones_do_not(blobs: LocalBlobs) -> None:
+    await store(blobs, "a.json", b"1")
+    await store(blobs, "b.json", b"2")
+    assert await blobs.fetch(["a.json", "b.json", "c.json"]) == {"a.json": b"1", "b.json": b"2"}
+
+
+async def test_a_directory_that_was_never_made_is_empty(blobs: LocalBlobs, root: Path) -> None:
+    assert await blobs.names() == []
+    await blobs.sweep(idle=0)
+    assert not await blobs.delete("some")
+    assert names_in(root.parent) == []
+
+
+# The disk
+
+
+@pytest.mark.parametrize("size", [10, PIECE, 3 * PIECE])
+async def test_a_disk_that_refuses_is_a_507_and_no_half_file(blobs: LocalBlobs, root: Path, size: int) -> None:
+    await store(blobs, "before", b"x")
+    with pytest.raises(StorageFull, match="file too large"), files_at_most(size - 1):
+        await store(blobs, "some", b"x" * size)
+    assert names_in(root) == ["before"]
+    await store(blobs, "some", b"x" * size)
+
+
+async def test_space_is_left_free_for_others(root: Path) -> None:
+    free = os.statvfs(root.anchor).f_bavail * os.statvfs(root.anchor).f_frsize
+    blobs = LocalBlobs(root, keep_free=max(0, free - 2**40))
+    await store(blobs, "some", b"x")
+    with pytest.raises(StorageFull, match="too little space"):
+        await store(LocalBlobs(root, keep_free=2**60), "more", b"x")
+    with pytest.raises(StorageFull, match="too little space"):
+        async with blobs.write("more", 2**60):
+            raise AssertionError("it was begun")
+    assert names_in(root) == ["some"]
+
+
+async def test_a_disk_that_fills_up_meanwhile_is_noticed(blobs: LocalBlobs, root: Path) -> None:
+    async with blobs.write("some") as writer:
+        await writer.write(b"x" * PIECE)
+        blobs._keep_free = 2**60
+        with pytest.raises(StorageFull, match="too little space"):
+            await writer.write(b"x" * PIECE)
+    assert names_in(root) == []
+
+
+async def test_a_directory_that_cannot_be_made_is_a_507(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageFull, match="not a directory"):
+        await store(LocalBlobs(tmp_path / "file" / "files"), "some", b"x")
+
+
+async def test_contents_and_directory_are_synced_before_a_blob_counts(
+    blobs: LocalBlobs, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def noting_fsync(descriptor: int) -> None:
+        steps.append("directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "contents")
+        fsync(descriptor)
+
+    def noting_rename(path: Path, target: Path) -> Path:
+        steps.append("rename")
+        return rename(path, target)
+
+    await store(blobs, "before", b"x")  # which makes the directory
+    monkeypatch.setattr(local.os, "fsync", noting_fsync)
+    monkeypatch.setattr(Path, "rename", noting_rename)
+    await store(blobs, "some", b"x")
+    assert steps == ["contents", "rename", "directory"]
+
+
+# Growing
+
+
+async def test_a_growing_blob_goes_on_where_it_was_left(blobs: LocalBlobs, root: Path) -> None:
+    async with blobs.grow("some") as growing:
+        await growing.append(b"one\n")
+        await growing.append(b"two\n")
+        assert await growing.read(0, 100) == b"one\ntwo\n"
+    assert await blobs.names() == []
+    async with blobs.grow("some") as growing:
+        assert growing.size == 8
+        await growing.truncate(4)
+        await growing.append(b"three\n")
+        await growing.finish()
+    assert names_in(root) == await blobs.names() == ["some"]
+    assert await contents(blobs, "some") == b"one\nthree\n"
+
+
+async def test_an_append_that_the_disk_refuses_leaves_no_half_line(blobs: LocalBlobs) -> None:
+    async with blobs.grow("some") as growing:
+        await growing.append(b"one\n")
+        with pytest.raises(StorageFull), files_at_most(6):
+            await growing.append(b"two\n")
+        assert growing.size == 4
+        assert await growing.read(0, 100) == b"one\n"
+        await growing.append(b"three\n")
+        assert await growing.read(0, 100) == b"one\nthree\n"
+
+
+# Sweeping
+
+
+async def test_old_parts_are_swept_and_nothing_else_is(blobs: LocalBlobs, root: Path) -> None:
+    await store(blobs, "some", b"x")
+    async with blobs.grow("growing") as growing:
+        await growing.append(b"x")
+    (root / "old.0.part").touch()
+    (root / "new.0.part").touch()
+    for name in ("some", "growing.growing", "old.0.part"):
+        age(root / name)
+    await blobs.sweep(idle=OLD / 2)
+    assert names_in(root) == ["growing.growing", "new.0.part", "some"]
+    assert await blobs.names(idle=OLD / 2) == ["some"]
+    assert await blobs.names(idle=2 * OLD) == []
+
+
+async def test_a_finished_blob_is_as_young_as_its_end(blobs: LocalBlobs, root: Path) -> None:
+    async with blobs.grow("some") as growing:
+        await growing.append(b"x")
+        age(root / "some.growing")
+        await growing.finish()
+    assert await blobs.names(idle=OLD / 2) == []
