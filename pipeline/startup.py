@@ -39,7 +39,10 @@ class Source:
     def load(self) -> Settings:
         """Return the settings, and set their `environment_variables` in this process. Ends it with status 2 instead."""
         try:
-            settings = handover.take() or self.read()
+            given = handover.take()
+            settings = (
+                self.read() if given is None or self._config else given
+            )  # the Procfile may name a file of its own
         except ConfigurationError as error:
             refuse(error)
         self.set_environment(settings)

@@ -57,10 +57,15 @@ def test_a_process_that_was_given_settings_does_not_look_into_the_file(
     tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HELLO", "")  # so that it is taken back after the test
+    monkeypatch.setenv("PROMPTMILL_CONFIG", str(tmp_path / "config.yaml"))
     inherited(settings, tmp_path, monkeypatch)
     (tmp_path / "config.yaml").write_text("model_list: [")
-    assert Source(str(tmp_path / "config.yaml"), None).load() == settings
+    assert Source(None, None).load() == settings
     assert os.environ["HELLO"] == "there"
+    other = tmp_path / "other.yaml"
+    other.write_text("model_list: []\n")
+    inherited(settings, tmp_path, monkeypatch)
+    assert Source(str(other), None).load().source == str(other), "unless it was told to, on its command line"
 
 
 @pytest.mark.parametrize("number", ["none", "9999"])
