@@ -42,7 +42,7 @@ class Source:
             given = handover.take()
             settings = (
                 self.read() if given is None or self._config else given
-            )  # the Procfile may name a file of its own
+            )  # a Procfile may name another file
         except ConfigurationError as error:
             refuse(error)
         self.set_environment(settings)
