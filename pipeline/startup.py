@@ -40,13 +40,12 @@ class Source:
         """Return the settings, and set their `environment_variables` in this process. Ends it with status 2 instead."""
         try:
             given = handover.take()
-            settings = (
-                self.read() if given is None or self._config else given
-            )  # a Procfile may name another file
+            if given is None or self._config:  # a Procfile may name a file of its own
+                given = self.read()
         except ConfigurationError as error:
             refuse(error)
-        self.set_environment(settings)
-        return settings
+        self.set_environment(given)
+        return given
 
     def read(self) -> Settings:
         """Return the settings as the file has them now. Raises ConfigurationError."""
