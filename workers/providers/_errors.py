@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import re
 import time
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -25,6 +26,9 @@ from workers.providers._dialect import UNDECODABLE, Endpoint
 
 MESSAGE_LIMIT: Final = 2_000
 """Characters of a provider's message that are passed on."""
+
+
+_NAME: Final = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
 
 class Said(msgspec.Struct, frozen=True):
@@ -135,10 +139,11 @@ def provider_error(status: int, headers: Mapping[str, str], told: Said, endpoint
 
 def _rejected(status: int, message: str, told: Said, endpoint: Endpoint) -> UpstreamRejected:
     clean = {name: scrubbed(getattr(told, name) or "", endpoint.secrets)[:200] for name in ("type", "code", "param")}
+    # Logs hold the code, so it may be a name but not prose: that could quote what the client said.
     wire = ErrorFields(
         status=status,
-        type=clean["type"] or "invalid_request_error",
-        code=clean["code"] or "upstream_rejected",
+        type=clean["type"] if _NAME.fullmatch(clean["type"]) else "invalid_request_error",
+        code=clean["code"] if _NAME.fullmatch(clean["code"]) else "upstream_rejected",
         message=message or f"{endpoint.prefix} refused the request with {status} and gave no reason",
         param=clean["param"] or None,
         stage="dispatch",

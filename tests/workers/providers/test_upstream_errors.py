@@ -111,10 +111,13 @@ def test_ordinary_words_are_not_redacted() -> None:
     assert scrubbed(text, ()) == text
 
 
-def test_a_rejections_type_code_and_param_are_scrubbed_too() -> None:
-    told = Said(message="m", type="my+secret", code="sk-abcdefghijk", param="my+secret")
-    fields = provider_error(400, {}, told, ENDPOINT).fields()
-    assert (fields.type, fields.code, fields.param) == ("[redacted]",) * 3
+@pytest.mark.parametrize("said", ["my+secret", "sk-abcdefghijk", "words of the user", "a\nline", "x" * 65])
+def test_a_rejections_type_and_code_are_names_and_its_param_is_scrubbed(said: str) -> None:
+    fields = provider_error(
+        400, {}, Said(message="m", type=said, code=said, param=f"my+secret {said}"), ENDPOINT
+    ).fields()
+    assert (fields.type, fields.code) == ("invalid_request_error", "upstream_rejected")
+    assert str(fields.param).startswith("[redacted] ")
 
 
 def test_a_long_message_is_cut() -> None:
