@@ -117,7 +117,7 @@ class CustomIds:
 
 
 def _empty(count: int) -> array[int]:
-    return array("Q", bytes(count * SLOT))
+    return array("Q", [0]) * (count * SLOT // 8)
 
 
 def _place(digest: int, slots: array[int]) -> int:
