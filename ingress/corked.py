@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final
 
 BEHIND: Final = 64 * 1024
@@ -10,6 +11,9 @@ BEHIND: Final = 64 * 1024
 
 LINGER: Final = 30.0
 """Seconds a closing connection waits for its client to take what is left."""
+
+UNHEARD: Final = 5.0
+"""Seconds for which a client may go on sending what is not read any more: a reset would take the answer from it."""
 
 
 class CorkedTransport(asyncio.Transport):
@@ -19,10 +23,15 @@ class CorkedTransport(asyncio.Transport):
     uvloop writes at once when nothing waits: 30 µs of a request's CPU, measured.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, is_sending: Callable[[], bool]
+    ) -> None:
         super().__init__()
         self._transport = transport
         self._loop = loop
+        self._is_sending = is_sending
+        self.unheard = False
+        """Whether the connection is only open for its client to read the answer: what comes is to be thrown away."""
         self._parts: list[Any] = []
 
     def write(self, data: Any) -> None:
@@ -47,6 +56,14 @@ class CorkedTransport(asyncio.Transport):
     def close(self) -> None:
         """Write what is left, then close; who does not take it in `LINGER` seconds does without."""
         self._flush()
+        if self.unheard or self._transport.is_closing():
+            return
+        if self._is_sending():
+            self.unheard = True
+            self._transport.write_eof()
+            self._transport.resume_reading()
+            self._loop.call_later(UNHEARD, self._transport.abort)
+            return
         self._transport.close()
         if self._transport.get_write_buffer_size():
             self._loop.call_later(LINGER, self._transport.abort)
@@ -57,7 +74,7 @@ class CorkedTransport(asyncio.Transport):
 
     def is_closing(self) -> bool:
         """Whether the connection is on its way out."""
-        return self._transport.is_closing()
+        return self.unheard or self._transport.is_closing()
 
     def pause_reading(self) -> None:
         """Stop receiving."""

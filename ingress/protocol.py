@@ -48,7 +48,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Start the clock, unless there are too many connections already."""
-        self._corked = CorkedTransport(transport, self.loop)
+        self._corked = CorkedTransport(transport, self.loop, self._is_sending)
         super().connection_made(self._corked)
         self._since = self.loop.time()
         if len(self.connections) > self._limits.max_connections:
@@ -82,6 +82,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse, and end what is long and leads to nothing."""
+        if self._corked.unheard:
+            return
         if not self._speaking:
             self._speaking, self._since = True, self.loop.time()
         self._received = len(data)
@@ -197,6 +199,9 @@ class BoundedProtocol(HttpToolsProtocol):
             lines = b"".join(b"%s: %s\r\n" % header for header in headers)
             self.transport.write(b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (status, status.phrase.encode(), lines, body))
         self.transport.close()
+
+    def _is_sending(self) -> bool:
+        return self._begun and self.cycle.more_body
 
     def _is_answering(self) -> bool:
         return self._begun and not self.cycle.response_complete

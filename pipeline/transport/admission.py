@@ -79,6 +79,7 @@ class Admission:
         self.processes = 1
         """Ingress processes that share the pipeline."""
         self._refused = anyio.Event()
+        self._server_full = False
         self._queue: list[_Waiting] = []
         self._wake = anyio.Event()
         self._batch = 0
@@ -86,7 +87,14 @@ class Admission:
         self._backoff = Backoff(most=RETRY_PAUSE)
 
     def check(self, stages: Sequence[str], lane: str, size: int, seconds: float) -> None:
-        """Raise BacklogFull when a stage on the way is full, or a job with `seconds` left would wait for too long."""
+        """
+        Raise BacklogFull when a stage on the way is full, or a job with `seconds` left would wait for too long.
+
+        Raises TransportFull while the server is known to be full.
+        """
+        if self._server_full:
+            self._refused.set()
+            raise _full()
         waiting = 0
         for stage in stages:
             heard = self.loads.get((stage, lane))
@@ -182,6 +190,7 @@ class Admission:
             entries = await self._send(taken)
         except TransportError as failure:
             error, entries = failure, [""] * len(taken)
+            self._server_full = isinstance(failure, TransportFull)
         for waiting, entry in zip(taken, entries, strict=True):
             self._count(waiting, -1)
             waiting.entry, waiting.batch = entry, self._batch
@@ -231,8 +240,9 @@ class Admission:
         """Ask how full every stage is, adding nothing. Raises TransportUnavailable."""
         try:
             last, *rest = await self._link.run(self._command(0, []))
-        except TransportFull:
-            return  # there, but full: what is known of the stages stands until it takes jobs again
+        except TransportFull:  # there: what is known of the stages stands until it takes jobs again
+            self._server_full = True
+            return
         self._remember(last, last)
         self._learn(rest)
 
@@ -248,6 +258,7 @@ class Admission:
         return ADMIT(keys, self._batch, keyspace.ADMITTED_TTL_MS, count, *arguments)
 
     def _learn(self, numbers: list[int]) -> None:
+        self._server_full = False
         for pair, backlog, held in zip(self._pairs, numbers[::2], numbers[1::2], strict=True):
             self.loads[pair] = Load(max(0, int(backlog)), max(0, int(held)))
 

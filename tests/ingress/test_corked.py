@@ -34,7 +34,7 @@ class Wire:
 
 
 def corked(wire: Any) -> CorkedTransport:
-    return CorkedTransport(wire, asyncio.get_running_loop())
+    return CorkedTransport(wire, asyncio.get_running_loop(), lambda: False)
 
 
 async def test_what_one_turn_writes_goes_out_in_one_piece() -> None:

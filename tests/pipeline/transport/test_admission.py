@@ -161,7 +161,8 @@ async def test_a_full_server_refuses_new_jobs_while_workers_settle(url: str, mon
                 with anyio.fail_after(1), pytest.raises(TransportFull):
                     await client.submit(job_for(client, stages_left=("dispatch",)), b"x" * size)
             assert client.status().waiting == 3
-            client.check(("dispatch",), "live", 0)  # what was refused does not wait
+            with pytest.raises(TransportFull):  # before a body is read
+                client.check(("dispatch",), "live", 0)
             assert await link.run(("XLEN", keyspace.CANCEL)) == 0  # nothing ran, so nothing to cancel
             leaver.cancel()
             await wait_until(lambda: link.run(("XLEN", keyspace.CANCEL)))
@@ -174,8 +175,19 @@ async def test_a_full_server_refuses_new_jobs_while_workers_settle(url: str, mon
                 assert len((await large.next()).body) == 200_000
         finally:
             await link.run(("CONFIG", "SET", "maxmemory", 2**30))
+        before = anyio.current_time()
+        await wait_until(lambda: _takes_jobs(client))  # what was refused does not wait
+        assert anyio.current_time() - before < 1
         again = await client.submit(job_for(client, stages_left=("dispatch",)), b"{}")
         assert (await again.next()).body == b"small"
+
+
+def _takes_jobs(client) -> bool:
+    try:
+        client.check(("dispatch",), "live", 0)
+    except TransportFull:
+        return False
+    return True
 
 
 async def _later(link, consumer: str, before: bytes) -> bool:
