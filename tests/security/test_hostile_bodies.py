@@ -177,7 +177,7 @@ async def test_s23_what_stays_encoded_may_be_as_rich_as_it_likes(transport: Fake
         b"'x'",
         b"0x10",
         b"1_0",
-        b"tru",
+        b"truth",
         b"+1",
         b"",
     ],
