@@ -47,7 +47,7 @@ class CorkedTransport(asyncio.Transport):
         No turn of the loop is waited for: nothing follows a stream's frame that could share its system call.
         """
         transport = self._transport
-        if self._parts or transport.is_closing() or transport.get_write_buffer_size() > BEHIND:
+        if self._parts or self.is_closing() or transport.get_write_buffer_size() > BEHIND:
             return False
         if data:  # an empty chunk would be the end of the body
             transport.write(b"%x\r\n%b\r\n" % (len(data), data))
@@ -91,5 +91,5 @@ class CorkedTransport(asyncio.Transport):
     def _flush(self) -> None:
         if self._parts:
             parts, self._parts = self._parts, []
-            if not self._transport.is_closing():
+            if not self.is_closing():  # after `write_eof` a write would raise
                 self._transport.write(b"".join(parts))

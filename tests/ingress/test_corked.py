@@ -20,9 +20,21 @@ class Wire:
         self.written: list[bytes] = []
         self.unsent = 0
         self.closed = False
+        self.ended = False
 
     def write(self, data: bytes) -> None:
+        if self.ended:
+            raise RuntimeError("uvloop says so")
         self.written.append(data)
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+    def resume_reading(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        self.closed = True
 
     def is_closing(self) -> bool:
         return self.closed
@@ -81,4 +93,15 @@ async def test_a_client_that_is_gone_gets_no_chunk() -> None:
     wire = Wire()
     wire.closed = True
     assert not corked(wire).write_chunk(b"chunk")
+    assert wire.written == []
+
+
+async def test_nothing_is_written_after_the_end_while_a_client_still_sends() -> None:
+    wire = Wire()
+    transport = CorkedTransport(wire, asyncio.get_running_loop(), lambda: True)  # type: ignore[arg-type]
+    transport.close()
+    assert not transport.write_chunk(b"chunk")
+    transport.write(b"late")
+    transport._flush()
+    assert wire.ended
     assert wire.written == []
