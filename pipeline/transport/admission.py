@@ -14,7 +14,7 @@ from pipeline.errors import BacklogFull, PipelineError, TransportError, Transpor
 from pipeline.job import BATCH, LIVE, Job, encode
 from pipeline.settings import IngressSettings
 from pipeline.transport import keyspace
-from pipeline.transport.connection import ADMIT, Backoff, Command, Link
+from pipeline.transport.connection import ADMIT, ANSWER_TIMEOUT, Backoff, Command, Link
 from pipeline.transport.pace import Pace
 from pipeline.transport.writes import INLINE
 
@@ -216,12 +216,13 @@ class Admission:
         return [entry.decode() for entry in rest[: len(taken)]]
 
     async def _converse(self, commands: tuple[Command, ...]) -> list[Any]:
+        limit = anyio.current_time() + ANSWER_TIMEOUT  # what answers nothing at all is not asked three times
         for left in reversed(range(TRIES)):
             try:
                 replies = await self._link.call(*commands)
             except TransportUnavailable:
                 await self._backoff.pause()  # also after the last try: clients that come meanwhile must not spin
-                if not left:
+                if not left or anyio.current_time() > limit:
                     raise
             else:
                 self._backoff.reset()

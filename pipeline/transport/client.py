@@ -184,6 +184,7 @@ class TransportClient:
 
     async def _beat(self) -> None:
         """Keep registration, reply stream, clock and the view of the fleet fresh."""
+        failed = 0
         while True:
             self._hurry = anyio.Event()
             try:
@@ -195,8 +196,12 @@ class TransportClient:
                 self._admission.processes = self._registry.ingresses
                 await self._fail_unserved()
                 self._connected = True
+                failed = 0
                 self._met.set()
             except TransportError as error:
+                failed += 1
+                if self._connected and failed == 1:
+                    continue  # a connection that was reset is no outage: who opens the next one knows
                 if self._connected:
                     log.warning("redis is away", error=str(error))
                 self._connected = False

@@ -127,6 +127,8 @@ class Link:
     async def _converse(self, commands: Sequence[Command], wait: float) -> list[Any]:
         # One timer for the whole conversation: redis-py would start one per reply, and a task per send.
         async with asyncio.timeout(ANSWER_TIMEOUT + wait):
+            if self._connection is not None and _is_closed(self._connection):  # while nobody used it: nothing is lost
+                self._drop()
             if self._connection is None:
                 self._connection = await _connect(self._url, self._name)
             self._sent.inc(len(commands))
@@ -175,8 +177,7 @@ async def _connect(url: str, name: str) -> AbstractConnection:
 
 
 async def _exchange(connection: AbstractConnection, commands: Sequence[Command]) -> list[Any]:
-    writer = connection._writer
-    if writer is not None and writer.is_closing():  # reset while nobody read: uvloop raises a RuntimeError for a write
+    if _is_closed(connection):  # uvloop would raise a RuntimeError for the write
         raise ConnectionResetError("the server closed the connection")
     await connection.send_packed_command(
         b"".join(hiredis.pack_command(command) for command in commands),  # type: ignore[arg-type]  # its stub knows pairs only
@@ -189,6 +190,11 @@ async def _exchange(connection: AbstractConnection, commands: Sequence[Command])
         except ResponseError as error:
             replies.append(error)
     return replies
+
+
+def _is_closed(connection: AbstractConnection) -> bool:
+    writer = connection._writer
+    return writer is not None and writer.is_closing()
 
 
 def _abort(connection: AbstractConnection) -> None:

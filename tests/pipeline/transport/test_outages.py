@@ -344,16 +344,19 @@ async def test_a_link_makes_every_foreign_error_one_of_ours(url: str) -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})])
-async def test_an_idle_connection_that_was_reset_means_that_redis_is_away(url: str) -> None:
+async def test_an_idle_connection_that_was_reset_is_opened_again(url: str) -> None:
     with Wire(url.removeprefix("unix://")).running() as wire:
         link = Link(f"redis://{wire.address}", "test-idle")
         await link.run(("PING",))
         wire.cut("test")
         assert link._connection is not None
         await wait_until(link._connection._writer.is_closing)
-        with pytest.raises(TransportUnavailable):
-            await link.call(("PING",))
         await link.run(("PING",))
+        wire.cut("test")
+        await wait_until(link._connection._writer.is_closing)
+        wire.edges["test"].refuse = True
+        with pytest.raises(TransportUnavailable):
+            await link.run(("PING",))
         await link.close()
 
 
