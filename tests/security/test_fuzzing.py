@@ -19,7 +19,7 @@ import pytest
 import yaml
 from fakes.edges import CHAT, read_all, request_bytes, serving
 from fakes.transport import FakeTransport
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
@@ -363,6 +363,8 @@ CHUNKS = st.one_of(
 
 @fuzz(75)
 @given(st.lists(CHUNKS, max_size=6), st.integers(), st.sampled_from(["chat.completions", "responses"]), st.booleans())
+@example([b'{"error":{"message":"\x80"}}'], 0, "chat.completions", False)
+@example([b'{"type":"\x80"}'], 0, "responses", False)
 def test_a_stream_is_passed_on_reported_or_garbled(chunks: list[bytes], seed: int, operation: str, done: bool) -> None:
     data = b"".join(b"data: " + chunk.replace(b"\n", b" ") + b"\n\n" for chunk in chunks)
     reader = provider.stream(operation, ENDPOINT)
@@ -381,6 +383,8 @@ def test_a_stream_is_passed_on_reported_or_garbled(chunks: list[bytes], seed: in
 
 @fuzz(75)
 @given(CHUNKS | st.binary(max_size=100), st.sampled_from(["chat.completions", "responses"]))
+@example(b'{"error":{"message":"\x80"}}', "chat.completions")
+@example(b'{"object":1,"x":' + b"[" * 5000, "responses")
 def test_a_whole_answer_is_passed_on_or_garbled(body: bytes, operation: str) -> None:
     try:
         answer = provider.response(operation, body, ENDPOINT)
@@ -403,6 +407,8 @@ WORDS = st.builds(
     | st.binary(max_size=50),
     st.integers(201, 999),
 )
+@example(b'{"error":{"message":"\x80"}}', 400)
+@example(b'{"error":{"code":' + b"9" * 5000 + b"}}", 400)
 def test_a_refusal_is_an_error_without_the_key(body: bytes, status: int) -> None:
     error = provider_error(status, {}, said(body), ENDPOINT)
     assert isinstance(error, UpstreamError)

@@ -250,6 +250,13 @@ async def test_an_upgrade_without_a_body_is_ignored_and_ends_the_connection(serv
     assert await answers(served, asked, SMUGGLED) == [b"200"]
 
 
+async def test_an_upgrade_with_a_body_is_told_what_to_do(served: Served) -> None:
+    async with await served.connect() as client:
+        await client.send(AMBIGUOUS["an upgrade with a body"])
+        body = (await read_all(client)).partition(b"\r\n\r\n")[2]
+    assert "must be told to use HTTP/1.1" in json.loads(body)["error"]["hint"]
+
+
 async def test_what_is_refused_before_it_is_a_request_has_the_shape_of_all_errors(served: Served) -> None:
     async with await served.connect() as client:
         await client.send(b"rubbish\r\n\r\n")
