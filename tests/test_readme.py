@@ -31,7 +31,12 @@ from pipeline.transport import keyspace
 from pipeline.yaml_source import Node
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "CHANGELOG.md", "SECURITY.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))]
+PAGES = [
+    "README.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md")),
+]
 MANAGER = ROOT / "pipeline" / "demo" / "custom_prompt.py"
 
 # Files of the reader's own, and modules that are named to be avoided.

@@ -9,9 +9,9 @@ from urllib.parse import parse_qsl, quote
 from ingress.body import declared_length
 from ingress.exchange import Exchange, route
 from ingress.multipart import Form
-from ingress.transfer import receive, send, transfer, wanted_range
+from ingress.transfer import receive, refuse, send, transfer, wanted_range
 from pipeline import metrics
-from pipeline.errors import InvalidRequest, RangeNotSatisfiable
+from pipeline.errors import Cancelled, InvalidRequest, PipelineError, RangeNotSatisfiable, RequestTimeout
 from pipeline.stores.blobs import Blob
 from pipeline.stores.files import FileRecord, Listing, Viewer, Wanted
 
@@ -30,7 +30,18 @@ _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._ -]", re.ASCII)
 
 
 async def upload(exchange: Exchange) -> None:
-    """Store a file. Raises InvalidRequest, BodyTooLarge, QuotaExceeded and StorageFull; then nothing is stored."""
+    """Store a file, all of it or nothing."""
+    try:
+        record = await _store(exchange)
+    except (RequestTimeout, Cancelled):
+        raise
+    except PipelineError as error:
+        await refuse(exchange, error)
+    else:
+        await exchange.respond_json(record.file)
+
+
+async def _store(exchange: Exchange) -> FileRecord:
     form = Form(exchange.header(b"content-type"))
     size = max(0, declared_length(exchange) - FORM_BYTES)
     edge, key = exchange.edge, exchange.key
@@ -45,8 +56,7 @@ async def upload(exchange: Exchange) -> None:
             wanted = _wanted(form)
             if not file.size:
                 raise InvalidRequest("the file is empty", param="file")
-            record = await file.keep(wanted)
-    await exchange.respond_json(record.file)
+            return await file.keep(wanted)
 
 
 async def list_files(exchange: Exchange) -> None:
@@ -78,7 +88,7 @@ async def download(exchange: Exchange) -> None:
             try:
                 await _download(exchange, record, blob)
             except RangeNotSatisfiable as error:
-                metrics.REFUSALS[error.code,].inc()
+                metrics.REFUSALS[error.code, "ingress"].inc()
                 await exchange.refuse(error.fields("ingress"), [(b"content-range", b"bytes */%d" % blob.size)])
 
 
