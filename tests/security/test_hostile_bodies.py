@@ -54,10 +54,10 @@ async def refused(transport: FakeTransport, body: bytes, settings: Settings = BO
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "identity, gzip", "GZIP", "x"])
 async def test_s19_a_compressed_body_is_a_415_and_never_unpacked(transport: FakeTransport, coding: str) -> None:
     bomb = gzip.compress(b" " * 2**26, 1)
-    began = time.perf_counter()
+    began = time.process_time()
     status, error = await refused(transport, bomb, content_encoding=coding)
     assert (status, error["code"]) == (415, "unsupported_encoding")
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize(
@@ -92,12 +92,12 @@ async def test_s21_a_depth_of_two_hundred_thousand_is_a_400_at_once(
     transport: FakeTransport, opening: bytes, field: bytes
 ) -> None:
     status, error, took = 0, {}, 1.0
-    for _ in range(3):  # the best of three: the machine may be busy
-        began = time.perf_counter()
+    for _ in range(3):
+        began = time.process_time()
         status, error = await refused(
             transport, b'{"model":"gpt-4","%s":%s' % (field, opening * 200_000), make_settings(keys=KEYS)
         )
-        took = min(took, time.perf_counter() - began)
+        took = min(took, time.process_time() - began)
     assert (status, error["code"]) == (400, "invalid_request")
     assert took < 0.1
 
@@ -127,11 +127,11 @@ def many_fields(count: int, start: bytes = b"") -> bytes:
 
 async def test_s23_a_million_fields_are_a_400_before_anybody_takes_them_apart(transport: FakeTransport) -> None:
     body = many_fields(1_000_000)
-    began = time.perf_counter()
+    began = time.process_time()
     status, error = await refused(transport, body, make_settings(keys=KEYS))
     assert (status, error["code"]) == (400, "invalid_request")
     assert str(views.MAX_FIELDS) in error["message"]
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize(
@@ -205,9 +205,9 @@ async def test_s23_a_key_of_a_megabyte_and_a_zero_in_a_text_are_nothing_special(
 async def test_s25_keys_that_collide_and_many_messages_take_no_longer_than_others(transport: FakeTransport) -> None:
     messages = b",".join(b'{"role":"user","content":"%d"}' % n for n in range(100_000))
     body = b'{"model":"gpt-4","messages":[%s]}' % messages
-    began = time.perf_counter()
+    began = time.process_time()
     assert (await post(transport, body, make_settings(keys=KEYS))).status_code == 200
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
     assert transport.bodies == [body]
 
 
