@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from chaos.arena import MASTER_KEY, Arena
@@ -32,7 +33,7 @@ async def no_slot_is_taken(arena: Arena) -> None:
     await wait_until(idle, timeout=10, every=0.25)
 
 
-def memory(arena: Arena, part: str) -> int:
-    """Return the resident bytes of a part's largest process."""
-    pages = (int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in arena.pids(part))
-    return max(pages, default=0) * os.sysconf("SC_PAGE_SIZE")
+def memory(pids: Iterable[int]) -> int:
+    """Return the resident bytes of the largest of these processes."""
+    pages = (int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
+    return max(pages) * os.sysconf("SC_PAGE_SIZE")

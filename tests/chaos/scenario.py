@@ -26,6 +26,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """Dead letters that must be there."""
     within: float | None = None
     """Seconds in which every request must have ended."""
+    kept: int = 0
+    """Bytes a process may keep: what its allocator got for a peak, it need not give back."""
     figures: Mapping[str, Any] = {}
     """What was measured, for the table."""
 

@@ -134,15 +134,15 @@ LEAKS = 12
 )
 async def leaks(arena: Arena, chance: random.Random) -> Verdict:
     """What user code keeps is its stage's alone, and gone with its process."""
-    others = {part: memory(arena, part) for part in ("ingress", "dispatch")}
+    others = {part: memory(arena.pids(part)) for part in ("ingress", "dispatch")}
     bad, _ = await among_neighbours(arena, *["leak"] * LEAKS)
     assert all(end.whole for end in bad), [str(end) for end in bad]
-    grown = {part: memory(arena, part) - before for part, before in others.items()}
+    grown = {part: memory(arena.pids(part)) - before for part, before in others.items()}
     assert all(grew < LEAKED for grew in grown.values()), grown
-    kept = memory(arena, "resolve")
+    kept = memory(arena.pids("resolve"))
     for pid in arena.pids("resolve"):  # one after the other, as an operator would
         arena.signal("resolve", signal.SIGTERM, arena.pids("resolve").index(pid))
         await arena.ended(pid)
         await wait_until(arena.complete, timeout=20, every=0.1)
-    assert memory(arena, "resolve") < kept
+    assert memory(arena.pids("resolve")) < kept
     return Verdict(within=OWN_TIME, figures={"resolve_mb": kept >> 20, "others_mb": max(grown.values()) >> 20})
