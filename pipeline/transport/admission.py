@@ -107,12 +107,12 @@ class Admission:
             if held + size > self._limits.max_backlog_bytes:
                 raise self._full(stage, f"{held} bytes are held", "max_backlog_bytes", backlog)
             waiting += backlog
-        excess = self.pace.excess(waiting, self.processes, seconds * WAIT_SHARE)
-        if excess:
+        wait = self.pace.beyond(seconds * WAIT_SHARE, waiting, self.processes)
+        if wait:
             raise self._refusal(
                 f"{waiting} jobs wait before it, and its turn would come too late for a request of {seconds:.0f} s",
                 "Nothing ran; try again later, or give it a longer `timeout`. More workers shorten the wait.",
-                excess,
+                wait,
                 stages[-1],
             )
 

@@ -43,8 +43,7 @@ class Pace:
             return None
         return backlog * self._seconds / (self._jobs * max(1, processes))
 
-    def excess(self, backlog: int, processes: int, limit: float) -> float:
-        """Return by how many seconds the wait would exceed `limit`; 0 when it would not, or nobody can tell."""
-        if self.waited < limit / BELIEVED:
-            return 0.0
-        return max(0.0, (self.wait(backlog, processes) or 0.0) - limit)
+    def beyond(self, limit: float, backlog: int, processes: int) -> float:
+        """Return the wait in seconds if it is longer than `limit`; 0 when it is not, or nobody can tell."""
+        wait = self.wait(backlog, processes) or 0.0
+        return wait if wait > limit and self.waited >= limit / BELIEVED else 0.0

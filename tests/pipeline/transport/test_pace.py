@@ -35,7 +35,7 @@ def test_the_wait_is_the_backlog_over_what_is_answered_meanwhile() -> None:
 def test_what_was_seen_too_little_of_says_nothing(ticks: list[tuple[int, float, float]]) -> None:
     pace = seen(*ticks)
     assert pace.wait(10_000, 1) is None
-    assert pace.excess(10_000, 1, 1.0) == 0.0
+    assert pace.beyond(1.0, 10_000, 1) == 0.0
 
 
 def test_a_tick_without_an_answer_counts_while_jobs_wait() -> None:
@@ -50,6 +50,6 @@ def test_an_overload_of_long_ago_is_forgotten() -> None:
 
 def test_a_wait_beyond_the_limit_is_believed_once_jobs_have_waited_long() -> None:
     burst, overload = seen(*[(50, 0.5, 0.25)] * 40), seen(*[(50, 4.0, 0.25)] * 40)
-    assert burst.excess(8000, 1, 30.0) == 0.0
-    assert overload.excess(8000, 1, 30.0) == pytest.approx(10.0, rel=0.02)
-    assert overload.excess(1000, 1, 30.0) == 0.0
+    assert burst.beyond(30.0, 8000, 1) == 0.0
+    assert overload.beyond(30.0, 8000, 1) == pytest.approx(40.0, rel=0.02)
+    assert overload.beyond(30.0, 1000, 1) == 0.0
