@@ -10,6 +10,7 @@ import msgspec
 
 from pipeline import startup
 from pipeline.transport.client import STAGES
+from pipeline.transport.fitness import concerns
 from pipeline.transport.overview import Overview, ServerOverview, read_overview
 
 
@@ -41,7 +42,9 @@ def absent(overview: Overview) -> list[str]:
 
 def table(overview: Overview) -> list[str]:
     """Return the overview as lines for people."""
-    lines = [f"redis    {_server(overview.server)}", "", f"{'PROCESS':<48}{'SERVES':<20}{'PID':>8}  {'UP':>8}  HOST"]
+    warnings = [f"! {concern}" for concern in concerns(overview.server)]
+    lines = [f"redis    {_server(overview.server)}", *warnings, ""]
+    lines.append(f"{'PROCESS':<48}{'SERVES':<20}{'PID':>8}  {'UP':>8}  HOST")
     now = time.time() * 1000
     for process in overview.processes:
         serves = ", ".join(process.stages) or process.role

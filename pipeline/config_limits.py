@@ -57,6 +57,7 @@ _TRANSPORT: Final[Converters] = {
     "batch_reserve": share,
     "dead_letter_bodies": flag,
     "maxmemory": size,
+    "accept_eviction": flag,
 }
 _DISPATCH: Final[Mapping[str, tuple[str, Callable[[Node], Any]]]] = {
     "dispatch_slots": ("slots", _COUNT),

@@ -36,6 +36,8 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     """Why providers cannot serve a deployment, by its id, as `workers.deployments` reports it."""
     unserved: tuple[str, ...] = ()
     """What no process here does, though requests need it."""
+    concerns: tuple[str, ...] = ()
+    """Why the server may lose jobs."""
 
 
 def show(ready: Ready) -> None:
@@ -64,7 +66,7 @@ def lines(ready: Ready) -> list[tuple[str, str]]:
     ]
     rows += _labelled("models", _models(ready))
     rows += _labelled("managers", [_manager(facts) for facts in ready.managers])
-    rows += _labelled("warning", [_unserved(part) for part in ready.unserved])
+    rows += _labelled("warning", [*(_unserved(part) for part in ready.unserved), *ready.concerns])
     rows += _labelled("note", [_place(n.file, n.line) + n.message for n in ready.settings.notices])
     return [*rows, ("", ""), ("try", curl(ready)), ("stop", "Ctrl-C"), ("", "")]
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import anyio
 
 from pipeline.errors import TransportError
+from pipeline.transport import fitness
 from pipeline.transport.overview import read_overview
 
 _REQUEST = b"GET /health/liveness HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -31,6 +32,14 @@ async def missing(processes: Mapping[str, int | None], address: tuple[str, int] 
     if address is not None and not await _answers(address):
         return ["the ingress does not answer yet"]
     return []
+
+
+async def concerns(redis_url: str) -> tuple[str, ...]:
+    """Return what the owner of the server should know; nothing while it cannot be asked."""
+    try:
+        return tuple(fitness.concerns((await read_overview(redis_url, ())).server))
+    except TransportError:
+        return ()
 
 
 async def _answers(address: tuple[str, int]) -> bool:

@@ -254,7 +254,8 @@ async def run_stages(
     """
     Run `specs` in this process until `stop`; returns why it was asked to restart, empty when it was not.
 
-    `rotation` tells the stages of new keys. Raises ConfigurationError when a stage cannot be built.
+    `rotation` tells the stages of new keys. Raises ConfigurationError when a stage cannot be built, or the
+    server is not fit to hold jobs.
     """
     rotation = rotation or Rotation()
     reasons: list[str] = []
@@ -270,16 +271,27 @@ async def run_stages(
         for spec in specs:
             context = StageContext(settings, Catalog(settings), transport.consumer, restart, rotation)
             stages.append(await stack.enter_async_context(spec.open(context)))
-        async with transport.connected(), anyio.create_task_group() as support:  # outlives the handlers: leases hold
-            await transport.start(support, stop.event)
-            async with anyio.create_task_group() as running:
-                for spec, stage in zip(specs, stages, strict=True):
-                    slots = spec.slots(settings)
-                    stream = transport.stage_stream(spec, slots)
-                    runner = StageRunner(spec, stage, stream, transport, slots)
-                    running.start_soon(runner.run, stop, settings.transport.grace)
-                log.info("ready", consumer=transport.consumer, stages=[spec.name for spec in specs])
-            with anyio.move_on_after(FLUSH_LIMIT, shield=True):
-                await transport.flush()
-            support.cancel_scope.cancel()
+        async with transport.connected():
+            unfit = await transport.meet(stop.event)
+            if unfit is None:
+                await _work(list(zip(specs, stages, strict=True)), settings, transport, stop)
+    if unfit is not None:  # only here: the task group of a stage would wrap it
+        raise unfit
     return reasons[0] if reasons else ""
+
+
+async def _work(
+    stages: Sequence[tuple[StageSpec, Stage]], settings: Settings, transport: WorkerTransport, stop: Stop
+) -> None:
+    async with anyio.create_task_group() as support:  # outlives the handlers: leases hold
+        await transport.start(support, stop.event)
+        async with anyio.create_task_group() as running:
+            for spec, stage in stages:
+                slots = spec.slots(settings)
+                stream = transport.stage_stream(spec, slots)
+                runner = StageRunner(spec, stage, stream, transport, slots)
+                running.start_soon(runner.run, stop, settings.transport.grace)
+            log.info("ready", consumer=transport.consumer, stages=[spec.name for spec, _ in stages])
+        with anyio.move_on_after(FLUSH_LIMIT, shield=True):
+            await transport.flush()
+        support.cancel_scope.cancel()

@@ -195,6 +195,8 @@ class TransportSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Keep bodies with dead letters: they hold prompts, so this is off."""
     maxmemory: int | None = None
     """Limit of the embedded server; unset: a quarter of the machine's memory."""
+    accept_eviction: bool = False
+    """Run on a server that evicts keys when it is full, and may lose jobs then."""
     persistence: str = "everysec"
     """`appendfsync` of the embedded server: `always`, `everysec` or `no`."""
 

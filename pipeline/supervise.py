@@ -43,6 +43,7 @@ class Supervisor:
         self._server: embedded.EmbeddedServer | None = None
         self._managers: tuple[Mapping[str, Any], ...] = ()
         self._unusable: Mapping[str, str] = {}
+        self._concerns: tuple[str, ...] = ()
         self._ready = False
         self._refused: PipelineError | None = None
         self._status = 0
@@ -95,6 +96,8 @@ class Supervisor:
             fleet.start(spec)
         await self._wait_until_ready(*fleet.ours)
         self._ready = True
+        if plan.redis_url:  # the embedded server is as its settings want it
+            self._concerns = await pkgutil.resolve_name("pipeline.readiness:concerns")(plan.redis_url)
         ready = self._facts()
         first_screen.show(ready)
         if plan.errand is not None:
@@ -227,6 +230,7 @@ class Supervisor:
             processes=plan.counts,
             managers=self._managers,
             unusable=self._unusable,
+            concerns=self._concerns,
             example=plan.example,
             unserved=unserved(plan),
         )

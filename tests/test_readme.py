@@ -67,6 +67,7 @@ SAMPLES: dict[str, Any] = {
     "prompt_env": ["NAME"],
     "accept_ignored": ["custom_auth"],
     "dead_letter_bodies": True,
+    "accept_eviction": True,
     "batch_reserve": 0.5,
     "persistence": "always",
     "data_dir": "data",

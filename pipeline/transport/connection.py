@@ -16,6 +16,7 @@ import hiredis
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import (
+    AuthenticationError,
     ClusterDownError,
     NoScriptError,
     OutOfMemoryError,
@@ -98,10 +99,9 @@ class Link:
             except (RedisError, OSError, TimeoutError, EOFError) as error:
                 self._drop()
                 metrics.REDIS_ERRORS[type(error).__name__,].inc()
+                fact, remedy = _trouble(error)
                 raise TransportUnavailable(
-                    f"Redis at {describe(self._url)} cannot be reached ({type(error).__name__})",
-                    hint="Requests are served again as soon as it is back.",
-                    retry_after=1.0,
+                    f"Redis at {describe(self._url)} {fact}", hint=remedy, retry_after=1.0
                 ) from error
             except BaseException:  # cancelled in the middle: the next reply would answer another question
                 self._drop()
@@ -203,6 +203,15 @@ def _abort(connection: AbstractConnection) -> None:
     connection._writer = connection._reader = None
     if writer is not None:
         writer.transport.abort()
+
+
+def _trouble(error: BaseException) -> tuple[str, str]:
+    """Return what keeps us from Redis, in words that hold nothing of its URL, and what to do about it."""
+    if isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError):
+        return "does not accept our password", "Give the right one in REDIS_URL."
+    if "max number of clients" in str(error):
+        return "has no connection left (maxclients)", "Raise its `maxclients`."
+    return f"cannot be reached ({type(error).__name__})", "Requests are served again as soon as it is back."
 
 
 def _raise_if_server_is_away(error: ResponseError) -> None:

@@ -26,6 +26,9 @@ COUNTED: Final = {
 }
 """The counters an overview sums up, and by which label."""
 
+NO_LOG: Final = "no append-only file"
+_INFO: Final = tuple(("INFO", section) for section in ("server", "memory", "persistence"))
+
 
 class StageOverview(msgspec.Struct, frozen=True, kw_only=True):
     """A stage's lane: jobs that wait, are in flight, are put off; seconds the oldest is there, or unfetched; bytes."""
@@ -77,15 +80,20 @@ async def look(link: Link, clock: ServerClock, stages: Iterable[str], where: str
     names, dead, *said = await link.call(
         ("ZRANGEBYSCORE", keyspace.CONSUMERS, clock.now(), "+inf"),
         ("XLEN", keyspace.DEAD),
-        *(("INFO", section) for section in ("server", "memory", "persistence")),
+        *_INFO,
     )
-    processes = await read_processes(link, [name.decode() for name in names])
+    processes = await read_processes(link, [name.decode(errors="replace") for name in names])
     return Overview(
         processes=tuple(sorted(processes, key=lambda p: (p.role, p.stages, p.consumer))),
         stages=tuple([await _stage(link, clock, stage, lane) for stage in stages for lane in (LIVE, BATCH)]),
         dead=int(dead),
         server=_server(said, where),
     )
+
+
+async def read_server(link: Link, where: str) -> ServerOverview:
+    """Read what the server says of itself. Raises TransportUnavailable."""
+    return _server(await link.call(*_INFO), where)
 
 
 async def _stage(link: Link, clock: ServerClock, stage: str, lane: str) -> StageOverview:
@@ -136,5 +144,5 @@ def _server(sections: list[Any], where: str) -> ServerOverview:
         memory=int(facts.get("used_memory", 0)),
         memory_limit=int(facts.get("maxmemory", 0)),
         eviction=facts.get("maxmemory_policy", ""),
-        persistence={"1": "append-only file", "0": "no append-only file"}.get(facts.get("aof_enabled", ""), ""),
+        persistence={"1": "append-only file", "0": NO_LOG}.get(facts.get("aof_enabled", ""), ""),
     )

@@ -113,9 +113,9 @@ class StageStream:
             if not self._read_failed:
                 log.warning("fetch failed", stage=self.stage, error=str(error))
             self._read_failed = True  # what the lost reply held is pending, in our name
+            await self._backoff.pause()
             # The others may not have reached Redis either: they get the time of a lease to renew theirs.
             self._claim_at = anyio.current_time() + self._links.settings.lease
-            await self._backoff.pause()
             return []
         self._backoff.reset()
         deliveries = [self._hold(*entry) for entry in entries]

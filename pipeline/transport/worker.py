@@ -10,7 +10,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from pipeline import logs
-from pipeline.errors import TransportError
+from pipeline.errors import ConfigurationError, TransportError
 from pipeline.job import BATCH, Job
 from pipeline.settings import Settings
 from pipeline.stage import StageSpec
@@ -18,8 +18,10 @@ from pipeline.transport import keyspace
 from pipeline.transport.bodies import Bodies
 from pipeline.transport.cancels import Cancels
 from pipeline.transport.clock import ServerClock
-from pipeline.transport.connection import Backoff, Link
+from pipeline.transport.connection import Backoff, Link, describe
 from pipeline.transport.delivery import End
+from pipeline.transport.fitness import concerns, eviction
+from pipeline.transport.overview import read_server
 from pipeline.transport.registry import BEAT, Registry, consumer_name, this_process
 from pipeline.transport.stage_stream import MOVE_MOST, StageLinks, StageStream
 from pipeline.transport.writer import Writer
@@ -71,6 +73,21 @@ class WorkerTransport:
     async def has_streamed(self, job_id: str) -> bool:
         """Whether an earlier run of the job sent bytes to its client; asks until Redis answers."""
         return bool(await self.bodies.ask(("EXISTS", keyspace.streamed(job_id))))
+
+    async def meet(self, stopped: anyio.Event) -> ConfigurationError | None:
+        """Wait until Redis is there. Returns why it is not fit to hold jobs."""
+        backoff = Backoff()
+        while not stopped.is_set():
+            try:
+                server = await read_server(self._links["upkeep"], describe(self._url))
+            except TransportError as error:
+                log.warning("waiting for redis", error=str(error))
+                await backoff.pause()
+                continue
+            for concern in concerns(server):
+                log.warning("redis may lose jobs", concern=concern)
+            return None if self._settings.transport.accept_eviction else eviction(server)
+        return None
 
     async def start(self, support: TaskGroup, stopped: anyio.Event) -> None:
         """Start the upkeep in `support`, and return when Redis is there and old cancellations are known."""

@@ -368,6 +368,19 @@ async def test_a_busy_group_is_no_reason_to_wait(url: str) -> None:
         assert "BUSYGROUP" in str(reply)
 
 
+async def test_a_password_that_is_not_accepted_is_told_in_words(url: str) -> None:
+    async with raw_link(url) as owner:
+        await owner.run(("CONFIG", "SET", "requirepass", "x"))
+        link = Link(url, "test-kept-out")
+        try:
+            with pytest.raises(TransportUnavailable, match="does not accept our password"):
+                await link.run(("PING",))
+        finally:
+            await owner.run(("CONFIG", "SET", "requirepass", ""))
+        await link.run(("PING",))
+        await link.close()
+
+
 async def test_where_a_url_points_is_told_without_its_password() -> None:
     assert connection.describe("redis://user:secret@host:1234/0") == "host:1234"
     assert connection.describe("unix:///run/valkey.sock") == "/run/valkey.sock"
