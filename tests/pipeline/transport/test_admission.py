@@ -206,7 +206,6 @@ async def test_without_redis_a_job_is_refused_at_once(url: str) -> None:
 async def test_a_job_for_a_stage_without_worker_is_refused_and_those_that_wait_there_fail(
     url: str, monkeypatch
 ) -> None:
-    monkeypatch.setattr(client_module, "GONE_AFTER", 0.5)
     async with (
         connected_client(url, QUICK) as client,
         raw_link(url) as link,
@@ -215,6 +214,7 @@ async def test_a_job_for_a_stage_without_worker_is_refused_and_those_that_wait_t
         stuck = await client.submit(job_for(client), b"stuck")
         passed = await client.submit(job_for(client), b"passed")
         await link.run(("XDEL", keyspace.jobs("resolve", "live"), passed.entry))  # it has left resolve
+        monkeypatch.setattr(client_module, "GONE_AFTER", 0.5)
         with anyio.fail_after(6), pytest.raises(NoWorker, match="no resolve worker"):
             await stuck.next()
         with pytest.raises(NoWorker) as refused:
@@ -225,9 +225,9 @@ async def test_a_job_for_a_stage_without_worker_is_refused_and_those_that_wait_t
 
 
 async def test_a_stage_without_worker_at_the_end_of_the_way_fails_whoever_needs_it(url: str, monkeypatch) -> None:
-    monkeypatch.setattr(client_module, "GONE_AFTER", 0.5)
     async with connected_client(url, QUICK) as client:
         waiter = await client.submit(job_for(client, stages_left=("dispatch",)), b"{}")
+        monkeypatch.setattr(client_module, "GONE_AFTER", 0.5)
         with anyio.fail_after(6), pytest.raises(NoWorker, match="no dispatch worker"):
             await waiter.next()
 
