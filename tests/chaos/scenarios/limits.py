@@ -10,9 +10,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
+import anyio.to_thread
 from chaos.arena import Arena
 from chaos.scenario import Verdict, scenario
 from chaos.scenarios.server import BACK, GONE, OWN_TIME, quiet, served_again, waiting
+from fakes.gateways import promptmill
 from fakes.waiting import wait_until
 
 from pipeline.transport.connection import Command, Link
@@ -131,3 +133,38 @@ for _name, (_command, *_) in HURDLES.items():
     scenario(f"limits-{_name}", "F34", " ".join(str(word) for word in _command) + " for four seconds", seconds=9)(
         functools.partial(kept_out, _name)
     )
+
+
+async def unfit(arena: Arena, chance: random.Random) -> Verdict:
+    """Make the server one that loses jobs: nothing new starts on it without a word, and what runs goes on."""
+    config = ("-c", str(arena.directory / "config.yaml"))
+    gateway = ("up", *config, "--port", "0", "--data-dir", str(arena.directory / "another"))
+
+    async def said(*arguments: str) -> str:
+        ended = await anyio.to_thread.run_sync(
+            functools.partial(promptmill, *arguments, cwd=arena.directory, REDIS_URL=arena.server.url)
+        )
+        return f"{ended.returncode} {ended.stdout}{ended.stderr}"
+
+    async with owner(arena) as link:
+        await link.run(("CONFIG", "SET", "maxmemory-policy", "allkeys-lru"))
+        try:
+            for command in (gateway, ("worker", "dispatch", *config)):
+                words = await said(*command)
+                assert words.startswith("2 "), words
+                assert "accept_eviction" in words, words
+            assert "allkeys-lru" in await said("status")
+        finally:
+            await link.run(("CONFIG", "SET", "maxmemory-policy", "noeviction"))
+        await link.run(("CONFIG", "SET", "appendonly", "no"))
+        try:
+            assert "! redis keeps no append-only file" in await said("status")
+        finally:
+            await link.run(("CONFIG", "SET", "appendonly", "yes"))
+    await arena.load.burst(5)
+    return Verdict(within=OWN_TIME)
+
+
+scenario("limits-unfit", "F13", "a server that evicts, then one without a log: up, worker and status", seconds=10)(
+    unfit
+)
