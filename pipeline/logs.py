@@ -8,7 +8,8 @@ import logging
 import os
 import sys
 import threading
-from typing import Any, BinaryIO, Final
+import traceback
+from typing import Any, BinaryIO, Final, TextIO
 
 import msgspec
 import structlog
@@ -17,6 +18,9 @@ _encode = msgspec.json.Encoder(enc_hook=repr).encode
 
 PACE: Final = 0.05
 """Seconds an INFO line may wait for others: a system call a line costs more than all the rest of it."""
+
+CAUSES: Final = 8
+"""Exceptions behind an exception that are shown; a chain may be a circle."""
 
 
 class _Lines:
@@ -72,7 +76,7 @@ def configure(*, debug: bool = False, json: bool | None = None) -> None:
     shared: list[Any] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.ExceptionRenderer() if json else structlog.processors.StackInfoRenderer(),
+        structlog.processors.ExceptionRenderer(_traceback) if json else structlog.processors.StackInfoRenderer(),
     ]
     if json:
         renderer: list[Any] = [structlog.processors.JSONRenderer(serializer=_serialize)]
@@ -84,9 +88,7 @@ def configure(*, debug: bool = False, json: bool | None = None) -> None:
 
     else:
         colors = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-        # Not the default formatter: with rich installed it prints every frame's locals, bodies and keys among them.
-        plain = structlog.dev.plain_traceback
-        renderer = [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
+        renderer = [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=_print_traceback)]
         factory = structlog.PrintLoggerFactory(file=sys.stderr)  # type: ignore[assignment]
     structlog.configure(
         processors=[*shared, *renderer],
@@ -94,6 +96,27 @@ def configure(*, debug: bool = False, json: bool | None = None) -> None:
         logger_factory=factory,
         cache_logger_on_first_use=True,
     )
+
+
+def _traceback(exc_info: Any) -> str:
+    """
+    Return where an exception and its causes were raised, without their messages and without any frame's variables.
+
+    Both may hold a body: `KeyError` and `ValueError` quote what they were given.
+    """
+    return "".join(["Traceback (most recent call last):\n", *_raised(exc_info[1])])
+
+
+def _raised(error: BaseException, left: int = CAUSES) -> list[str]:
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    lines = [*_raised(cause, left - 1), "and then:\n"] if cause is not None and left else []
+    for part in error.exceptions if isinstance(error, BaseExceptionGroup) and left else ():
+        lines += [*_raised(part, left - 1), "in a group:\n"]
+    return [*lines, *traceback.format_tb(error.__traceback__), f"{type(error).__module__}.{type(error).__qualname__}\n"]
+
+
+def _print_traceback(file: TextIO, exc_info: Any) -> None:
+    file.write("\n" + _traceback(exc_info))
 
 
 def _serialize(event: dict[str, Any], **_: Any) -> bytes:

@@ -91,3 +91,21 @@ def test_a_process_that_ends_has_written_its_lines_and_no_locals(form: str) -> N
     if form == "json":
         events = [json.loads(line) for line in ended.stderr.splitlines()]
         assert [event["event"] for event in events] == ["kept", "failed", "after it"]
+
+
+def test_a_traceback_says_where_and_never_what() -> None:
+    words = [f"a secret {what}" for what in ("prompt", "key", "completion", "answer")]
+    circle = KeyError(words[0])
+    circle.__context__ = ValueError(words[1])
+    circle.__context__.__context__ = circle
+    try:
+        try:
+            raise circle
+        except KeyError as error:
+            raise ExceptionGroup(words[2], [OSError(words[3])]) from error
+    except ExceptionGroup as error:
+        text = logs._traceback((type(error), error, error.__traceback__))
+    assert "secret" not in text
+    for name in ("builtins.KeyError", "builtins.ValueError", "builtins.OSError", "builtins.ExceptionGroup"):
+        assert name in text
+    assert "test_a_traceback_says_where_and_never_what" in text
