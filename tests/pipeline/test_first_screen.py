@@ -109,6 +109,12 @@ def test_it_is_coloured_on_a_terminal_only(
     assert ("\033[" in stream.getvalue()) is coloured
 
 
+def test_a_server_that_may_lose_jobs_is_warned_of() -> None:
+    assert "warning redis keeps no append-only file" in text(
+        ready(settings(), concerns=("redis keeps no append-only file",))
+    )
+
+
 def test_it_warns_of_a_part_without_a_process() -> None:
     said = text(ready(settings(), unserved=("ingress", "dispatch")))
     assert "warning no ingress process runs here" in said
