@@ -19,6 +19,7 @@ from fakes.pipelines import (
     raw_link,
     running_worker,
     spec,
+    stage_stream,
 )
 from fakes.proxy import proxy_to
 from fakes.servers import start_server
@@ -210,6 +211,22 @@ async def test_while_redis_is_away_nobody_spins_and_everybody_comes_back(url: st
                     return False
 
             await wait_until(answered)
+
+
+async def test_whoever_was_cut_off_claims_nothing_for_a_lease(url: str) -> None:
+    async with proxy_to(url) as proxy, raw_link(url) as link, stage_stream(proxy.url, lease=1.0) as stream:
+        rival = Rival(link, "dispatch")
+        await rival.add(make_job(stages_left=("dispatch",)))
+        await rival.age(*await rival.fetch())
+        proxy.refuse = True
+        assert await stream.fetch(4) == []
+        proxy.refuse = False
+        back = anyio.current_time()
+        claimed = []
+        with anyio.fail_after(5):
+            while not claimed:
+                claimed = await stream.fetch(4)
+        assert anyio.current_time() - back > 0.9, "the rival had no time to renew"
 
 
 async def test_a_black_hole_is_noticed(url: str, monkeypatch) -> None:
