@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
 from ingress.edge import Edge
-from ingress.errors import error_body, error_headers
-from ingress.exchange import ABORT, JSON, LEAVING, Exchange, Leaving
-from pipeline import metrics
-from pipeline.errors import BacklogFull, BodyTooLarge, Cancelled, PipelineError, RangeNotSatisfiable, RequestTimeout
+from ingress.exchange import LEAVING, Exchange, Leaving
+from pipeline.errors import BacklogFull, BodyTooLarge, Cancelled, RangeNotSatisfiable, RequestTimeout
 
 if TYPE_CHECKING:
     from pipeline.stores.blobs import Blob
@@ -24,9 +21,6 @@ PIECE: Final = 256 * 1024
 
 LEAST_RATE: Final = 8 * 1024
 """Bytes a second; who is slower for long is cut off, for places are few."""
-
-LINGER: Final = 10.0
-"""Seconds for which an upload that was refused may go on arriving."""
 
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
@@ -54,9 +48,9 @@ async def receive(exchange: Exchange, most: int) -> AsyncIterator[bytes]:
     Raises BodyTooLarge above `most` bytes, RequestTimeout when it stalls, and Cancelled when the client leaves.
     """
     patience = exchange.edge.settings.ingress.body_timeout
-    size, more = 0, True
+    begun, size, more = anyio.current_time(), 0, True
     while more:
-        latest = exchange.started + patience + size / LEAST_RATE
+        latest = begun + patience + size / LEAST_RATE
         with anyio.CancelScope(deadline=min(latest, anyio.current_time() + patience)) as scope:
             message = await exchange.receive()
         if scope.cancelled_caught:
@@ -70,25 +64,6 @@ async def receive(exchange: Exchange, most: int) -> AsyncIterator[bytes]:
             raise BodyTooLarge(f"the request's body is over {most} bytes; split the file, or raise max_upload_bytes")
         exchange.body_read = not more
         yield data
-
-
-async def refuse(exchange: Exchange, error: PipelineError) -> None:
-    """
-    Answer an upload that is still arriving, and let it arrive for a while.
-
-    Many clients read no answer before they have sent everything, and lose it if they are cut off first.
-    """
-    metrics.REFUSALS[error.code, "ingress"].inc()
-    fields = error.fields("ingress")
-    exchange.code = fields.code
-    body = error_body(fields, exchange.id)
-    await exchange.start(fields.status, JSON, [(b"content-length", b"%d" % len(body)), *error_headers(fields)])
-    await exchange.send({"type": "http.response.body", "body": body, "more_body": True})
-    with anyio.move_on_after(LINGER), suppress(RequestTimeout, Cancelled):
-        if not exchange.body_read:
-            async for _ in receive(exchange, sys.maxsize):
-                pass
-    await exchange.send({"type": "http.response.body"})
 
 
 async def send(exchange: Exchange, blob: Blob, start: int, end: int) -> None:
@@ -113,11 +88,8 @@ async def _send(exchange: Exchange, blob: Blob, start: int, end: int) -> None:
         start += len(data)
         with anyio.move_on_after(patience) as scope:
             await exchange.send({"type": "http.response.body", "body": data, "more_body": start < end})
-        if scope.cancelled_caught:
+        if scope.cancelled_caught:  # without its end the server cuts the connection
             exchange.code = Cancelled.code
-            abort: Callable[[], None] | None = exchange.scope.get(ABORT)
-            if abort is not None:  # without it the server waits for a client that reads nothing
-                abort()
             return
 
 

