@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -21,6 +21,9 @@ LAST_WORDS: Final = 1.0
 
 TAKING: Final = 30.0
 """Seconds in which a client must take what is on its way to it, 64 KB and a piece: slower ones are not waited for."""
+
+REFUSED_AT_A_TIME: Final = 32
+"""Connections too many that are kept for a last word: half of the files that are kept for other things than clients."""
 
 SECOND_LOOK: Final = 0.02
 """Seconds in which a busy loop gets to read what had come when a connection's time was up."""
@@ -48,14 +51,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Start the clock, unless there are too many connections already."""
+        if len(self.connections) >= self._limits.max_connections:
+            _Refused.take(transport, self.loop)
+            return
         self._corked = CorkedTransport(transport, self.loop, self._is_sending)
         super().connection_made(self._corked)
         self._since = self.loop.time()
-        if len(self.connections) > self._limits.max_connections:
-            hint = "start more ingress processes, or raise max_connections and the limit of open files"
-            self._end(BacklogFull("this process has as many connections as it may", hint=hint, retry_after=1.0))
-        else:
-            self._timer = self.loop.call_later(self._limits.head_timeout, self._watch)
+        self._timer = self.loop.call_later(self._limits.head_timeout, self._watch)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock, and tell those who wait for an answer in vain."""
@@ -186,18 +188,7 @@ class BoundedProtocol(HttpToolsProtocol):
         metrics.REFUSALS[error.code, "ingress"].inc()
         of_this_request = not self.pipeline and self._begun and self.cycle.more_body and not self.cycle.response_started
         if of_this_request or not self._is_answering():
-            fields, request_id = error.fields("ingress"), new_id()
-            body = error_body(fields, request_id)
-            status = http.HTTPStatus(fields.status)
-            headers = [
-                (b"content-type", b"application/json"),
-                (b"content-length", b"%d" % len(body)),
-                (b"x-request-id", request_id.encode()),
-                (b"connection", b"close"),
-                *error_headers(fields),
-            ]
-            lines = b"".join(b"%s: %s\r\n" % header for header in headers)
-            self.transport.write(b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (status, status.phrase.encode(), lines, body))
+            self.transport.write(_last_response(error))
         self.transport.close()
 
     def _is_sending(self) -> bool:
@@ -208,3 +199,50 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _head_size(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+
+
+class _Refused(asyncio.Protocol):
+    """
+    A connection too many: told so, and kept until its client has heard it.
+
+    Closed at once, it would answer the client's request with a reset, which takes back what was said before.
+    """
+
+    _count: ClassVar[int] = 0
+
+    def __init__(self) -> None:
+        type(self)._count += 1
+
+    @classmethod
+    def take(cls, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        """Refuse the client at the other end; without a word where too many are being refused."""
+        hint = "start more ingress processes, or raise max_connections and the limit of open files"
+        error = BacklogFull("this process has as many connections as it may", hint=hint, retry_after=1.0)
+        metrics.REFUSALS[error.code, "ingress"].inc()
+        transport.set_protocol(cls())
+        if cls._count > REFUSED_AT_A_TIME:
+            transport.abort()
+        else:
+            transport.write(_last_response(error))
+            transport.write_eof()
+            loop.call_later(LAST_WORDS, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has heard it, or had its time."""
+        type(self)._count -= 1
+
+
+def _last_response(error: RequestError) -> bytes:
+    """Return the response after which a connection ends, with an error in the shape of all others."""
+    fields, request_id = error.fields("ingress"), new_id()
+    body = error_body(fields, request_id)
+    status = http.HTTPStatus(fields.status)
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"x-request-id", request_id.encode()),
+        (b"connection", b"close"),
+        *error_headers(fields),
+    ]
+    lines = b"".join(b"%s: %s\r\n" % header for header in headers)
+    return b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (status, status.phrase.encode(), lines, body)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-import resource
 import signal
 import socket
-import sys
 from collections.abc import Mapping
 from functools import partial
 from types import FrameType
@@ -27,6 +25,7 @@ from pipeline import logs
 from pipeline.errors import ConfigurationError
 from pipeline.exposure import check_exposure
 from pipeline.hangup import KeyReloader
+from pipeline.open_files import connections_left
 from pipeline.settings import IngressSettings, Settings
 from pipeline.startup import Source
 
@@ -38,9 +37,6 @@ SOCKET_VARIABLE: Final = "PROMPTMILL_SOCKET_FD"
 
 FIRST_CONTACT: Final = 2.0
 """Seconds a starting process waits for Redis before it takes requests, which it would refuse until then."""
-
-FILES_KEPT: Final = 32
-"""Open files a process needs for other things than its clients."""
 
 log = logs.logger("ingress")
 
@@ -112,7 +108,7 @@ def take_over(edge: Edge, host: str, settings: Settings) -> None:
 
 def server_config(app: Starlette, limits: IngressSettings) -> uvicorn.Config:
     """Return how uvicorn is run: nothing logged per request, nothing believed that a proxy may have written."""
-    limits = msgspec.structs.replace(limits, max_connections=min(limits.max_connections, _files_left()))
+    limits = msgspec.structs.replace(limits, max_connections=min(limits.max_connections, connections_left()))
     return uvicorn.Config(
         app,
         http=partial(BoundedProtocol, limits=limits),  # type: ignore[arg-type]  # it is only called
@@ -126,14 +122,3 @@ def server_config(app: Starlette, limits: IngressSettings) -> uvicorn.Config:
         timeout_keep_alive=math.ceil(limits.keep_alive),
         timeout_graceful_shutdown=math.ceil(limits.drain),
     )
-
-
-def _files_left() -> int:
-    """Return how many connections the limit of open files leaves room for, once it is as high as it may be."""
-    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        files = most
-    except (ValueError, OSError):
-        pass  # some systems call a limit infinite that they do not let anyone have
-    return sys.maxsize if files == resource.RLIM_INFINITY else max(1, files - FILES_KEPT)

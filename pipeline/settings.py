@@ -174,7 +174,7 @@ class DispatchSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The dispatch stage."""
 
     slots: int = 2000
-    """`dispatch_slots`: provider calls one process has in flight."""
+    """`dispatch_slots`: provider calls one process has in flight; never more than it may have files open."""
     max_response_bytes: int = 64 * 2**20
     """Largest answer read from a provider, after decompression."""
     connect_timeout: float = 10.0

@@ -17,8 +17,8 @@ from fakes.transport import FakeTransport, answer
 from fakes.waiting import wait_until
 
 from ingress import body as body_module
-from ingress import server as server_module
 from ingress.server import server_config
+from pipeline import open_files
 from pipeline.settings import IngressSettings
 
 pytestmark = pytest.mark.anyio
@@ -165,6 +165,9 @@ async def test_one_connection_more_than_allowed_is_told_so_at_once_and_welcome_w
             await first.send(request_bytes(BODY))
             assert b"200 OK" in await first.receive()
             async with await served.connect() as third:
+                await anyio.sleep(SHORT)
+                await third.send(request_bytes(BODY))  # a closed connection would answer that with a reset
+                await anyio.sleep(SHORT)
                 with anyio.fail_after(1):
                     refusal = await read_all(third)
             assert refusal.startswith(b"HTTP/1.1 429")
@@ -190,7 +193,7 @@ def test_there_are_never_more_connections_than_files(monkeypatch: pytest.MonkeyP
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
     made: Any = server_config(None, IngressSettings(max_connections=10**9)).http  # type: ignore[arg-type]
-    assert made.keywords["limits"].max_connections == hard - server_module.FILES_KEPT, "the limit is raised first"
+    assert made.keywords["limits"].max_connections == hard - open_files.KEPT, "the limit is raised first"
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     made = server_config(None, IngressSettings(max_connections=12_345)).http  # type: ignore[arg-type]
     assert made.keywords["limits"].max_connections == 12_345

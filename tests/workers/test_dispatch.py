@@ -277,6 +277,11 @@ async def test_echo_answers_without_a_provider() -> None:
 def test_the_stage_says_what_it_is() -> None:
     assert (stage.name, stage.max_deliveries) == ("dispatch", 5)
     assert stage.slots(Settings(dispatch=DispatchSettings(slots=7))) == 7
+
+
+def test_there_are_never_more_slots_than_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.stages.dispatch.connections_left", lambda: 200)
+    assert stage.slots(Settings(dispatch=DispatchSettings(slots=2000))) == 200
     assert "0-abc" in stage.poisoned("0-abc").message
 
 

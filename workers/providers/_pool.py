@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
 from typing import Final
 
@@ -18,6 +19,7 @@ IDLE_SECONDS: Final = 50.0
 IDLE_LIMIT: Final = 512
 """Connections kept unused to one host."""
 _SWEEP: Final = 5.0
+_NO_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE})
 _HOSTNAME_CODES: Final = frozenset({62, 64})
 """X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH of OpenSSL's x509_vfy.h."""
 
@@ -131,6 +133,9 @@ class Route:
         if isinstance(error, ssl.SSLError):
             hint = "check that `api_base` speaks TLS there, or start it with http://"
             return UpstreamUnavailable("no TLS connection to the provider can be made", hint=hint)
+        if error.errno in _NO_FILES:
+            hint = "raise its limit of open files (`ulimit -n`), or start more dispatch processes"
+            return UpstreamUnavailable("this dispatch process has as many files open as it may", hint=hint)
         if self.proxy is not None:
             hint = "check HTTP_PROXY and HTTPS_PROXY, or name the provider in NO_PROXY"
             return UpstreamUnavailable("the provider could not be reached through the proxy", hint=hint)

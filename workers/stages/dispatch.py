@@ -25,6 +25,7 @@ from pipeline.errors import (
     UpstreamError,
 )
 from pipeline.job import Facts, Job
+from pipeline.open_files import connections_left
 from pipeline.settings import Deployment, Settings
 from pipeline.stage import Delivery, Done, Fail, Outcome, StageContext, StageSpec, put_off
 from workers.providers._calls import Call, Calls
@@ -217,7 +218,7 @@ def _poisoned(job_id: str) -> PipelineError:
 
 
 def _slots(settings: Settings) -> int:
-    return settings.dispatch.slots
+    return min(settings.dispatch.slots, connections_left())  # a call has a connection, and that is an open file
 
 
 stage = StageSpec(name="dispatch", max_deliveries=5, slots=_slots, open=_open, poisoned=_poisoned)

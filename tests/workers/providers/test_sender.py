@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import gzip
 import time
 from collections.abc import AsyncIterator, Awaitable
@@ -110,6 +112,17 @@ async def test_a_broken_answer_is_an_upstream_error(
 async def test_nobody_listening_is_unavailable(sender: Sender, upstream: ScriptedUpstream) -> None:
     with pytest.raises(UpstreamUnavailable, match="could not be reached"):
         await sender.call(to(upstream, "http://127.0.0.1:1/v1"), 5)
+
+
+async def test_a_process_without_files_left_says_so(
+    sender: Sender, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", refuse)
+    with pytest.raises(UpstreamUnavailable, match="as many files open as it may"):
+        await sender.call(to(upstream), 5)
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://exa<mple/v1"])
