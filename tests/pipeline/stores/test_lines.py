@@ -6,8 +6,8 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from fakes.fuzzing import fuzz
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from pipeline.stores import lines as lines_module
@@ -49,7 +49,7 @@ def test_odd_beginnings_and_ends(data: bytes, expected: list[tuple[int, bytes]])
         assert [(line.number, line.data) for line in split(data, size)] == expected
 
 
-@hypothesis_settings(derandomize=True, database=None, max_examples=100, deadline=None)
+@fuzz
 @given(st.lists(st.binary(max_size=30).map(lambda text: text.replace(b"\n", b"")), max_size=20), st.integers(1, 40))
 def test_cut_as_one_likes_lines_are_those_of_the_whole(texts: list[bytes], size: int) -> None:
     data = b"\n".join(texts)
