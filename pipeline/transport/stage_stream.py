@@ -139,6 +139,8 @@ class StageStream:
 
     async def _read(self, room: int) -> list[tuple[str, str, list[Any], int]]:
         lanes, count, block = self._plan(room)
+        # No longer than until the next claim: what another worker hands back shall not wait for the end of a read.
+        block = min(block, max(GLANCE, self._claim_at - anyio.current_time()))
         streams = [keyspace.jobs(self.stage, lane) for lane in lanes]
         command = ("XREADGROUP", "GROUP", keyspace.GROUP, self._links.consumer, "COUNT", count)
         (reply,) = await self._links.read.call(

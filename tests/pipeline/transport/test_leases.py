@@ -24,6 +24,7 @@ from pipeline.job import BATCH, encode
 from pipeline.runner import Stop, run_stages
 from pipeline.stage import Done, Forward
 from pipeline.transport import keyspace
+from pipeline.transport import stage_stream as stage_stream_module
 from pipeline.transport.connection import Link
 from pipeline.transport.delivery import End
 from pipeline.transport.writes import Drop
@@ -177,6 +178,25 @@ async def test_what_a_process_that_stood_still_had_been_handed_meanwhile_is_run_
         (delivery,) = await stream.fetch(4)
         assert delivery.end is End.LOST
         assert await rival.pending() == {entry: ("rival", 1)}
+
+
+async def test_a_worker_without_jobs_waits_no_longer_than_until_its_next_claim(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, waits = Link.call, []
+
+    async def noted(link: Link, *commands, wait: float = 0.0):
+        if commands[0][0] == "XREADGROUP":
+            waits.append(wait)
+        return await call(link, *commands, wait=wait)
+
+    monkeypatch.setattr(Link, "call", noted)
+    monkeypatch.setattr(stage_stream_module, "CLAIM_EVERY", 0.2)
+    monkeypatch.setattr(stage_stream_module, "BLOCK", 0.5)
+    async with stage_stream(url) as stream:
+        await stream.prepare()
+        assert await stream.fetch(4) == []
+    assert 0.1 < waits[0] <= 0.24
 
 
 async def test_a_lease_is_renewed_while_the_work_goes_on(url: str) -> None:
