@@ -78,7 +78,7 @@ async def test_s33_a_body_of_dashes_takes_no_longer_than_another(client: httpx2.
 
 
 FORMS = {
-    "1,001 parts": form(*[field(f"f{n}", "x") for n in range(1001)]),
+    "1,001 parts": form(*[field(f"f{n}", "x") for n in range(999)], field("purpose", "batch"), file_part()),
     "1,001 files": form(*[file_part(name=b"f%d" % n) for n in range(1001)]),
     "two files": form(field("purpose", "batch"), file_part(), file_part()),
     "a header of 100 kB": form(b"x: " + b"y" * 100_000 + b"\r\n" + file_part()),
