@@ -363,3 +363,11 @@ async def test_a_refusal_reaches_a_client_that_is_still_sending(tmp_path: Path) 
             response = await put(client, b"x" * (8 * 2**20))
     assert response.status_code == 413
     assert response.json()["error"]["code"] == "request_too_large"
+
+
+async def test_a_purpose_of_no_use_is_told_before_the_file_has_arrived(tmp_path: Path) -> None:
+    async with serving(FakeTransport(), file_settings(tmp_path)) as served, await served.connect() as client:
+        announced = (f"content-length: {2**30}", "content-type: multipart/form-data; boundary=x")
+        await client.send(head("POST", "/v1/files", *announced) + BEGUN.replace(b"batch", b"evals"))
+        with anyio.fail_after(10):
+            assert b" 400 " in await client.receive()
