@@ -240,6 +240,8 @@ async def hand_back(stage: str, arena: Arena, chance: random.Random) -> Verdict:
         read = await held_by(arena, stage, pid)
         os.kill(pid, signal.SIGTERM)
         handed, taken = await _handed_on(arena, stage, pid, read)
+    claimed = arena.events("claimed", stage=stage)
+    assert claimed >= len(read), f"{claimed} of {len(read)} deliveries were claimed: the stopping worker ran the others"
     assert taken - handed < CLAIMED_WITHIN + WAKES, f"claimed {taken - handed:.1f} s after they were handed back"
     return Verdict(
         within=HELD_UP_MS / 1000 + CLAIMED_WITHIN + OWN_TIME,
