@@ -277,7 +277,8 @@ async def test_a_renewal_beside_a_release_does_not_take_back_what_is_handed_back
         rival = Rival(link, "dispatch")
         for _ in range(200):
             await rival.put("h", b"x", "b", b"")
-        deliveries = await stream.fetch(300)
+        await wait_until(lambda: stream.fetch(300))
+        deliveries = stream.held
         async with anyio.create_task_group() as both:
             both.start_soon(stream.renew)
             both.start_soon(stream.release, deliveries)
