@@ -15,7 +15,9 @@ def test_samples_keep_their_process_and_values() -> None:
     metrics.JOBS["dispatch", "live", "done"].inc()
     text = metrics.render([("a", before), ("b", metrics.snapshot())]).decode()
     families = {family.name: family for family in text_string_to_metric_families(text)}
-    jobs = {s.labels["process"]: s.value for s in families["promptmill_jobs"].samples if s.labels["outcome"] == "done"}
+    wanted = {"stage": "dispatch", "lane": "live", "outcome": "done"}
+    samples = [s for s in families["promptmill_jobs"].samples if wanted.items() <= s.labels.items()]
+    jobs = {sample.labels["process"]: sample.value for sample in samples}
     assert jobs["b"] - jobs["a"] == 1
     seconds = families["promptmill_request_seconds"]
     assert seconds.type == "histogram"
