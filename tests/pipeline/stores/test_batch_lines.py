@@ -65,7 +65,7 @@ WRONG: dict[str, tuple[bytes | None, str, str | None]] = {
     "S35 gzip": (gzip.compress(line()).replace(b"\n", b""), "invalid_json_line", None),
     "S28 a depth bomb": (b'{"body":' + b"[" * 200_000, "invalid_json_line", None),
     "S28 a deep body": (
-        line(body=...)[:-1] + b',"body":' + b'{"a":' * 5000 + b"1" + b"}" * 5001,
+        line(body=...)[:-1] + b',"body":' + b'{"a":' * 200_000 + b"1" + b"}" * 200_001,
         "invalid_json_line",
         None,
     ),
