@@ -13,6 +13,9 @@ from pipeline.views import View, decode_prompt, kind
 DISPATCH: Final = ("dispatch",)
 RESOLVE_DISPATCH: Final = ("resolve", "dispatch")
 
+BATCHED: Final = {"/v1/chat/completions": "chat.completions", "/v1/responses": "responses"}
+"""Paths that lines of a batch may name, and the operations of their jobs."""
+
 
 class Asked(NamedTuple):
     """A request as far as its way depends on it."""

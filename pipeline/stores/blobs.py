@@ -61,6 +61,12 @@ class Blobs(Protocol):
     def grow(self, name: str) -> AbstractAsyncContextManager[Growing]:
         """Open a growing blob where it was left, or begin one. Raises StorageFull."""
 
+    async def create(self, name: str, data: bytes) -> bool:
+        """Make a small blob, durable, unless there is one of that name; return whether it was made by this call."""
+
+    async def replace(self, name: str, data: bytes) -> None:
+        """Put a small blob in the place of the one of that name, if there is one. Raises StorageFull."""
+
     async def fetch(self, names: Iterable[str]) -> dict[str, bytes]:
         """Return several small blobs at once, those that exist."""
 
