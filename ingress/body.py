@@ -7,7 +7,7 @@ from typing import Final
 import anyio
 
 from ingress.exchange import COMPLETE, Exchange
-from pipeline.errors import BodyTooLarge, Cancelled, EncodingNotSupported, InvalidRequest, RequestTimeout
+from pipeline.errors import BacklogFull, BodyTooLarge, Cancelled, EncodingNotSupported, InvalidRequest, RequestTimeout
 
 LEAST_RATE: Final = 64 * 1024
 """Bytes that put the end of a body off by a second: who sends less than that for long is cut off."""
@@ -54,11 +54,15 @@ async def read_body(exchange: Exchange) -> bytes:
                 await _collect(exchange, chunks, scope)
             if scope.cancelled_caught:
                 raise RequestTimeout("the request's body arrives too slowly; send it again on a faster connection")
-    except BaseException:
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    except BaseException as error:
         exchange.edge.permits.release(sum(map(len, chunks)))
+        if isinstance(error, MemoryError):  # a limit of the operating system lies below ours
+            hint = "lower max_buffered_bytes, or give the process more memory"
+            raise BacklogFull("this process has no memory left for the body", hint=hint, retry_after=1.0) from None
         raise
     exchange.body_read = True
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    return body
 
 
 async def _collect(exchange: Exchange, chunks: list[bytes], scope: anyio.CancelScope | None) -> None:

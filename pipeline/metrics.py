@@ -66,6 +66,7 @@ ATTEMPT_ERRORS: Final = _counters("attempt_errors", "Provider calls that failed,
 ATTEMPT_SECONDS: Final = _histograms("attempt_seconds", "One provider call.", "deployment")
 COOLDOWNS: Final = _counters("cooldowns", "Times a deployment was set to rest.", "deployment")
 TOKENS: Final = _counters("tokens", "Tokens as the providers count them.", "deployment", "kind")
+TASKS: Final = Gauge("promptmill_tasks", "Tasks of the process's event loop.", registry=registry)
 REDIS_COMMANDS: Final = _counters("redis_commands", "Commands sent to Redis, by what they were sent for.", "purpose")
 REDIS_ERRORS: Final = _counters("redis_errors", "Redis calls that failed, by kind.", "kind")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import secrets
@@ -67,6 +68,7 @@ class Registry:
         now, me = self._clock.now(), self._process.consumer
         registered = msgspec.structs.replace(self._process, started=self._process.started or now)
         self._process = registered
+        metrics.TASKS.set(len(asyncio.all_tasks()))
         words = (msgspec.msgpack.encode(registered), metrics.snapshot())
         names = await self._link.run(
             REGISTER([keyspace.up(me), keyspace.CONSUMERS], me, now, keyspace.UP_TTL_MS, *words)

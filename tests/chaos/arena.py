@@ -170,7 +170,7 @@ class Arena:
         streams = [keyspace.jobs(stage, lane) for lane in LANES]
         replies = await self.redis(*(("XPENDING", name, keyspace.GROUP, "-", "+", 10_000) for name in streams))
         return {
-            entry.decode(): Held(_pid(consumer.decode()), idle / 1000, number)
+            entry.decode(): Held(pid_of(consumer.decode()), idle / 1000, number)
             for found in replies
             if isinstance(found, list)
             for entry, consumer, idle, number in found
@@ -270,7 +270,7 @@ def _limited(directory: Path, files: int) -> str:
     return str(script)
 
 
-def _pid(consumer: str) -> int:
+def pid_of(consumer: str) -> int:
     """Return the process of a consumer, whose name ends in host, process id and a random word."""
     words = consumer.rsplit("-", 2)
     return int(words[1]) if len(words) == 3 and words[1].isdecimal() else 0

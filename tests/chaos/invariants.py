@@ -9,12 +9,15 @@ from collections import Counter
 from pathlib import Path
 
 import msgspec
-from chaos.arena import CANARIES, Arena
+from chaos.arena import CANARIES, Arena, pid_of
 from chaos.scenario import Verdict
 from fakes.gateways import promptmill
 from fakes.waiting import wait_until
 
+from pipeline.metrics import Family
 from pipeline.transport import keyspace
+from pipeline.transport.connection import Link
+from pipeline.transport.registry import read_metrics
 
 REFUSED = frozenset({"backlog_full", "redis_full"})
 """Codes that promise that nothing ran."""
@@ -23,6 +26,9 @@ MEMORY_SHARE, MEMORY_SLACK = 1.05, 24 * 2**20
 DESCRIPTORS = 8
 THREADS = {"ingress": 4, "dispatch": 4, "resolve": 72}
 """More than before, at rest: hooks that took their time have left threads that wait for the next, up to `slots`."""
+
+TASKS = 12
+"""Most that a process has at rest, two more than the loops that it consists of."""
 
 
 class Footprint(msgspec.Struct, frozen=True):
@@ -40,6 +46,7 @@ async def violations(arena: Arena, verdict: Verdict, baseline: dict[str, Footpri
     found += await _keys(arena)
     found += await _letters(arena, verdict)
     found += await _footprints(arena, verdict, baseline)
+    found += await _tasks(arena)
     found += _secrets(arena)
     return found
 
@@ -183,6 +190,39 @@ async def _footprints(arena: Arena, verdict: Verdict, baseline: dict[str, Footpr
     except AssertionError:
         return found
     return []
+
+
+async def _tasks(arena: Arena) -> list[str]:
+    """I6: no task is left but those of a process at rest, as each says itself when it renews its registration."""
+    found: list[str] = []
+
+    async def back() -> bool:
+        counts = await _counted_tasks(arena)
+        found[:] = [f"I6 {name} has {n:.0f} tasks" for name, n in counts.items() if n > TASKS]
+        return not found
+
+    try:
+        await wait_until(back, timeout=12, every=0.2)
+    except AssertionError:
+        return found
+    return []
+
+
+async def _counted_tasks(arena: Arena) -> dict[str, float]:
+    """Return the tasks of every process; those of one that was killed stay known for a while."""
+    link = Link(arena.server.url, "test-invariants")
+    try:
+        snapshots = await read_metrics(link)
+    finally:
+        await link.close()
+    running = arena.processes()
+    return {
+        name: family.samples[0].value
+        for name, snapshot in snapshots
+        if pid_of(name) in running
+        for family in msgspec.msgpack.decode(snapshot, type=list[Family])
+        if family.name == "promptmill_tasks"
+    }
 
 
 def _secrets(arena: Arena) -> list[str]:

@@ -71,8 +71,8 @@ class Load:
         self.under_way += 1
         try:
             await (self._read if kind == "stream" else self._ask)(outcome, request(outcome.name, kind, **fields))
-        except httpx2.TransportError:
-            outcome.status = 0
+        except httpx2.TransportError as error:
+            outcome.status, outcome.text = 0, repr(error)
         finally:
             self.under_way -= 1
             outcome.at = time.monotonic()

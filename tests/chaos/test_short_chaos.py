@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import msgspec
@@ -86,3 +87,19 @@ def test_scenarios_cover_what_they_say() -> None:
         assert isinstance(found, Scenario)
         assert found.injected
         assert all(word[0] in "FM" and word[1:].isdecimal() for word in found.faults.split()), found.faults
+
+
+def test_the_guarantees_name_every_scenario_and_no_other() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "guarantees.md").read_text()
+    promises = text.partition("| promise | scenarios |")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([a-z][\w.-]+)`", promises))
+    families = {name for name in named if name.endswith("-")}
+    known = set(discover())
+    assert named - families <= known
+    assert {name for name in known - named if not name.startswith(tuple(families))} == set()
+
+
+def test_every_fault_that_live_traffic_can_meet_has_a_scenario() -> None:
+    elsewhere = {3, 25, 26, 28, 30, 10, 29, 33}  # of batches; of replicas, tenants and soaks
+    covered = {word for found in discover().values() for word in found.faults.split()}
+    assert {f"F{number}" for number in range(1, 36) if number not in elsewhere} - covered == set()

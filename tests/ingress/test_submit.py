@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -335,3 +336,27 @@ async def test_a_models_name_in_the_path_is_bounded_as_in_a_body(transport: Fake
     response = await post(transport, CHAT, path=path)
     assert (response.status_code, response.json()["error"]["param"]) == (400, "model")
     assert "mmm" not in str(response.headers)
+
+
+async def test_without_memory_for_a_body_the_request_is_refused_and_its_bytes_are_free_again(
+    transport: FakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield b" "
+
+    async with calling(transport) as client:
+        permits = client.edge.permits  # type: ignore[attr-defined]
+        hold = permits.hold
+
+        def starved(size: int) -> None:
+            if permits.held:
+                raise MemoryError
+            hold(size)
+
+        monkeypatch.setattr(permits, "hold", starved)
+        response = await client.post(PATH, content=pieces())
+        assert (response.status_code, response.json()["error"]["code"]) == (429, "backlog_full")
+        assert response.headers["retry-after"] == "1"
+        assert permits.held == 0
+    assert transport.jobs == []

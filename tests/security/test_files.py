@@ -78,7 +78,7 @@ async def test_s33_a_body_of_dashes_takes_no_longer_than_another(client: httpx2.
 
 
 FORMS = {
-    "1,001 parts": form(*[field(f"f{n}", "x") for n in range(1001)]),
+    "1,001 parts": form(*[field(f"f{n}", "x") for n in range(999)], field("purpose", "batch"), file_part()),
     "1,001 files": form(*[file_part(name=b"f%d" % n) for n in range(1001)]),
     "two files": form(field("purpose", "batch"), file_part(), file_part()),
     "a header of 100 kB": form(b"x: " + b"y" * 100_000 + b"\r\n" + file_part()),
@@ -363,3 +363,11 @@ async def test_a_refusal_reaches_a_client_that_is_still_sending(tmp_path: Path) 
             response = await put(client, b"x" * (8 * 2**20))
     assert response.status_code == 413
     assert response.json()["error"]["code"] == "request_too_large"
+
+
+async def test_a_purpose_of_no_use_is_told_before_the_file_has_arrived(tmp_path: Path) -> None:
+    async with serving(FakeTransport(), file_settings(tmp_path)) as served, await served.connect() as client:
+        announced = (f"content-length: {2**30}", "content-type: multipart/form-data; boundary=x")
+        await client.send(head("POST", "/v1/files", *announced) + BEGUN.replace(b"batch", b"evals"))
+        with anyio.fail_after(10):
+            assert b" 400 " in await client.receive()

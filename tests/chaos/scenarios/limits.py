@@ -169,6 +169,6 @@ async def unfit(arena: Arena, chance: random.Random) -> Verdict:
     return Verdict(within=OWN_TIME)
 
 
-scenario("limits-unfit", "F13", "a server that evicts, then one without a log: up, worker and status", seconds=14)(
+scenario("limits-unfit", "F13", "a server that evicts, then one without a log: up, worker and status", seconds=25)(
     unfit
 )

@@ -127,12 +127,11 @@ def refusals(arena: Arena) -> list[float]:
     return [json.loads(line)["seconds"] for line in lines]
 
 
-async def bounded(
-    seconds: float, longest: float, fields: dict[str, Any], arena: Arena, chance: random.Random
-) -> Verdict:
+async def bounded(seconds: float, fields: dict[str, Any], arena: Arena, chance: random.Random) -> Verdict:
     """Goodput stays at its peak, waits and memory stay bounded, refusals are quick and honest, and all of it passes."""
     arena.witness.takes = TAKES
     seen = await overload(arena, seconds, **fields)
+    longest: float = fields.get("timeout") or BACKLOG / min(seen.peak, CAPACITY) + TAKES
     after = await recovered(arena, min(12.0, seconds / 2))
     admitted = percentile([o.seconds for o in seen.outcomes if o.whole], 0.99)
     refused = refusals(arena)
@@ -170,7 +169,7 @@ for _seconds, _form in ((8, "shortly"), (120, "for-two-minutes"), (300, "for-fiv
         f"3x the capacity of {CAPACITY:.0f} requests a second for {_seconds} s, then half of it",
         layout=BUSY,
         seconds=_seconds * 1.5 if _seconds < 60 else _seconds + 20,
-    )(functools.partial(bounded, _seconds, BACKLOG / CAPACITY + TAKES, {}))
+    )(functools.partial(bounded, _seconds, {}))
 
 scenario(
     "overload-of-impatient-clients",
@@ -178,4 +177,4 @@ scenario(
     f"3x the capacity, from clients that wait {IMPATIENT['timeout']} s: less than the backlog would take",
     layout=BUSY,
     seconds=14,
-)(functools.partial(bounded, 9, IMPATIENT["timeout"], IMPATIENT))
+)(functools.partial(bounded, 9, IMPATIENT))

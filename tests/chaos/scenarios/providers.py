@@ -14,7 +14,7 @@ from chaos.arena import Arena
 from chaos.gauges import no_slot_is_taken
 from chaos.load import Outcome
 from chaos.scenario import Verdict, scenario
-from chaos.tight import PROVIDER_TIMEOUT, RESPONSE_BYTES, TIGHT
+from chaos.tight import DISPATCH_SLOTS, PROVIDER_TIMEOUT, RESPONSE_BYTES, TIGHT
 from chaos.witness import named
 from fakes.upstream import (
     CUT,
@@ -128,6 +128,10 @@ async def every_way(arena: Arena, chance: random.Random) -> Verdict:
     said = {end.retry_after for (name, _), end in asked if name == "429 and says when"}
     assert said == {"7"}, said
     await no_slot_is_taken(arena)
+    arena.witness.takes = PROVIDER_TIMEOUT + 1
+    again = await arena.load.burst(2 * DISPATCH_SLOTS, "plain")
+    begun = [received.time for received in arena.witness.received[-len(again) :]]
+    assert max(begun) - min(begun) < arena.witness.takes, "some slots did not come back: a call had to wait for another"
     return Verdict(codes=frozenset(end.code for end in ends if end.code), within=PROVIDER_TIMEOUT + OWN_TIME)
 
 

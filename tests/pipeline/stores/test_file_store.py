@@ -124,6 +124,16 @@ async def test_only_one_of_two_deletes_is_told_that_it_deleted(tmp_path: Path) -
     assert sorted(outcomes) == ["deleted"] + ["missing"] * 4
 
 
+async def test_the_record_goes_first_and_with_it_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = store_in(tmp_path)
+    file_id = (await add(store)).file.id
+    left: list[list[str]] = []
+    unlink = Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda path: unlink(path) or left.append(names_in(tmp_path)))
+    await store.delete(file_id, "team")
+    assert left == [[file_id], []]
+
+
 async def test_a_record_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = store_in(tmp_path)
     for _ in range(3):
