@@ -115,6 +115,7 @@ class FeedTransport:
         self._registry = Registry(
             self._links["upkeep"], self._clock, this_process(self.consumer, "feed", (), settings.digest)
         )
+        self._lease_ms = int(settings.transport.lease * 1000)
         self._leased: set[str] = set()
         self.on_lost: dict[str, Callable[[int], None]] = {}
         """Per batch, what to call with the last admission that is still there when Redis lost later ones."""
@@ -163,7 +164,7 @@ class FeedTransport:
             return  # it runs out
 
     def _take(self, batch: str) -> Command:
-        return ("SET", keyspace.lease(batch), self.consumer, "NX", "PX", keyspace.LEASE_TTL_MS)
+        return ("SET", keyspace.lease(batch), self.consumer, "NX", "PX", self._lease_ms)
 
     async def _renew(self) -> None:
         """Renew the leases. Who lost one finds it out from the batch's files. Raises TransportUnavailable."""
@@ -173,7 +174,7 @@ class FeedTransport:
         holders = await self._links["upkeep"].call(*(("GET", keyspace.lease(batch)) for batch in batches))
         await self._links["upkeep"].call(
             *(
-                ("PEXPIRE", keyspace.lease(batch), keyspace.LEASE_TTL_MS)
+                ("PEXPIRE", keyspace.lease(batch), self._lease_ms)
                 if holder == self.consumer.encode()
                 else self._take(batch)
                 for batch, holder in zip(batches, holders, strict=True)
@@ -187,7 +188,7 @@ class FeedTransport:
 
     async def _beat(self) -> None:
         """Keep clock, leases and registration fresh, and look for losses."""
-        backoff = Backoff()
+        backoff, pause = Backoff(), min(BEAT / 2, self._settings.transport.lease / 3)
         while True:
             try:
                 await self._clock.refresh(self._links["upkeep"])
@@ -202,7 +203,7 @@ class FeedTransport:
             else:
                 self.connected = True
                 backoff.reset()
-                await anyio.sleep(BEAT / 2)
+                await anyio.sleep(pause)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -17,9 +17,6 @@ REPLIES_TTL_MS: Final = 60_000
 LINES_TTL_MS: Final = 86_400_000
 """Of the answers to a batch's lines: as long as a batch has, so that none is lost while nobody collects them."""
 
-LEASE_TTL_MS: Final = 6_000
-"""A batch whose owner has not been heard of for so long goes to another one."""
-
 ADMITTED_TTL_MS: Final = 3_600_000
 UP_TTL_MS: Final = 15_000
 BODY_EXTRA_MS: Final = 60_000

@@ -121,13 +121,8 @@ class BatchRun:
     async def _work(self, blob: Blob, window: Window, stream: LineStream, share: Callable[[], int]) -> None:
         """Validate, then feed and collect until every line has its outcome."""
         ledger = self._ledger
-        if ledger.record.status == "validating":
-            validation = Validation(blob, self._reader, self._desk.settings)
-            await validation.run()
-            if validation.errors:
-                await self._fail(*validation.errors)
-                return
-            await ledger.reach("in_progress", self._desk.now(), total=validation.total)
+        if ledger.record.status == "validating" and not await self._validate(blob):
+            return
         await self._take_over(blob, window)
         feeder = Feeder(self._request, ledger, window, self._reader, self._desk.transport)
         collector = Collector(self._request, ledger, window, stream)
@@ -135,6 +130,16 @@ class BatchRun:
             tasks.start_soon(collector.run)
             await feeder.run(share)
             tasks.cancel_scope.cancel()
+
+    async def _validate(self, blob: Blob) -> bool:
+        """Look at every line; return whether the batch can run."""
+        validation = Validation(blob, self._reader, self._desk.settings)
+        await validation.run()
+        if validation.errors:
+            await self._fail(*validation.errors)
+            return False
+        await self._ledger.reach("in_progress", self._desk.now(), total=validation.total)
+        return True
 
     async def _take_over(self, blob: Blob, window: Window) -> None:
         """Open the lines that earlier owners fed and that have no outcome; what follows them was never fed."""
