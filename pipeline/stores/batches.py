@@ -204,7 +204,8 @@ class BatchStore:
         """Return the batches of `requests` as they are now."""
         wanted = {request.id: request for request in requests}
         claims, records, cancels = dict.fromkeys(wanted, 0), dict.fromkeys(wanted, 0), []
-        for name in await self.blobs.names():
+        prefix = next(iter(wanted), "") if len(wanted) < 2 else ""
+        for name in await self.blobs.names(prefix):
             found = _KEPT.fullmatch(name)
             if found is None or found[1] not in wanted:
                 continue

@@ -70,8 +70,8 @@ class Blobs(Protocol):
     async def fetch(self, names: Iterable[str]) -> dict[str, bytes]:
         """Return several small blobs at once, those that exist."""
 
-    async def names(self, *, idle: float = 0) -> list[str]:
-        """Return the names of all finished blobs, or of those last changed more than `idle` seconds ago."""
+    async def names(self, prefix: str = "", *, idle: float = 0) -> list[str]:
+        """Return the names of finished blobs that begin so and were last changed more than `idle` seconds ago."""
 
     async def delete(self, name: str) -> bool:
         """Delete a blob for good; return whether it was there."""

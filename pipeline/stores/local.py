@@ -82,9 +82,11 @@ class LocalBlobs:
         """Read all of them on one thread."""
         return await to_thread.run_sync(lambda: dict(self._fetch(names)))
 
-    async def names(self, *, idle: float = 0) -> list[str]:
+    async def names(self, prefix: str = "", *, idle: float = 0) -> list[str]:
         """List the directory; one that does not exist yet is empty."""
-        return await to_thread.run_sync(lambda: list(self._names(lambda name: not _unfinished(name), idle)))
+        return await to_thread.run_sync(
+            lambda: list(self._names(lambda name: name.startswith(prefix) and not _unfinished(name), idle))
+        )
 
     async def delete(self, name: str) -> bool:
         """Unlink a file, and wait until the directory knows. Raises StorageFull on a read-only disk."""

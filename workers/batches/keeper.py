@@ -10,6 +10,7 @@ import anyio
 from pipeline import logs
 from pipeline.errors import StorageFull, TransportError
 from pipeline.stores.batches import BatchState
+from workers.batches.ledger import Superseded
 from workers.batches.run import BatchRun, Desk
 
 LOOK_EVERY: Final = 0.5
@@ -67,6 +68,8 @@ class Keeper:
             if not now.record.terminal and (number := await self._desk.store.claim(now)):
                 log.info("batch taken", batch=name, owner=number, status=now.record.status)
                 await BatchRun(self._desk, now, number).run(lambda: self._share(name))
+        except Superseded:
+            log.warning("batch has another owner", batch=name)
         except (StorageFull, TransportError) as error:
             log.warning("batch rests", batch=name, error=error.message)
             self._resting[name] = anyio.current_time() + RETRY

@@ -71,7 +71,7 @@ class BatchRun:
         self._ended_by = ""
 
     async def run(self, share: Callable[[], int]) -> None:
-        """Bring the batch to its end, with `share()` lines open at most. Returns early if somebody else owns it."""
+        """Bring the batch to its end, with `share()` lines open at most. Raises Superseded and StorageFull."""
         blobs, request, ledger = self._desk.store.blobs, self._request, self._ledger
         try:
             adopted = await adopt(blobs, request.id, self._before.parts, self._before.owner, ledger.done)
@@ -85,9 +85,6 @@ class BatchRun:
                 await self._process(blob, parts, share)
         except NotFound:
             await self._fail(LineError("input_file_not_found", "The input file does not exist any more."))
-        except Superseded:
-            log.warning("batch has another owner", batch=request.id, owner=self._owner)
-            return
         await remove_parts(blobs, request.id, self._owner)
         record = ledger.record
         counts = {"total": record.total, "completed": record.completed, "failed": record.failed}
