@@ -88,6 +88,21 @@ async def test_answers_wait_until_they_are_settled_and_large_ones_are_fetched(ur
         assert await transport.lane_is_empty()
 
 
+async def test_answers_that_nobody_listens_for_wait_as_long_as_a_batch_has(url: str, settings: Settings) -> None:
+    async with (
+        feeding_to(url, settings) as transport,
+        running_worker(url, settings, spec("dispatch", ScriptedStage(answer))),
+        raw_link(url) as link,
+    ):
+        await transport.add([(batch_job(transport, "0-a"), b"{}")])
+
+        async def answered() -> bool:
+            return bool(await link.run(("XLEN", keyspace.lines("b"))))
+
+        await wait_until(answered)
+        assert await link.run(("PTTL", keyspace.lines("b"))) > 23 * 3_600_000
+
+
 async def test_a_job_that_nobody_fetched_keeps_the_lane_from_being_empty(url: str, settings: Settings) -> None:
     async with feeding_to(url, settings) as transport:
         assert await transport.lane_is_empty()

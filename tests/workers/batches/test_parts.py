@@ -68,11 +68,12 @@ async def test_what_an_owner_writes_after_it_was_succeeded_counts_for_nothing(bl
     async with open_parts(blobs, BATCH, 1, ()) as frozen:
         await frozen.append(RESULTS, result(1))
         adopted = await adopt(blobs, BATCH, (), 1, Done())
-        await frozen.append(RESULTS, result(2))
+        await frozen.append(RESULTS, result(2) + result(3))
         await write(blobs, 2, result(2))
         done = Done()
         again = await adopt(blobs, BATCH, adopted, 2, done)
     assert done.count == 2
+    assert 3 not in done
     assert await copied(blobs, 3, again, RESULTS) == result(1) + result(2)
 
 
