@@ -61,6 +61,9 @@ class Blobs(Protocol):
     def grow(self, name: str) -> AbstractAsyncContextManager[Growing]:
         """Open a growing blob where it was left, or begin one. Raises StorageFull."""
 
+    async def discard(self, name: str) -> None:
+        """Remove a growing blob, if there is one: nobody will finish it."""
+
     async def create(self, name: str, data: bytes) -> bool:
         """Make a small blob, durable, unless there is one of that name; return whether it was made by this call."""
 

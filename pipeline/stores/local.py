@@ -70,6 +70,11 @@ class LocalBlobs:
         finally:
             os.close(descriptor)
 
+    async def discard(self, name: str) -> None:
+        """Unlink what was begun. Raises StorageFull on a read-only disk."""
+        path = self._path(name)
+        await _on_thread(lambda: path.with_name(path.name + GROWING).unlink(missing_ok=True))
+
     async def create(self, name: str, data: bytes) -> bool:
         """Write beside the name, and link: of several processes one succeeds. Raises StorageFull."""
         return await _on_thread(self._create_small, self._path(name), data)

@@ -22,7 +22,7 @@ MOST_OWNED: Final = 64
 LEAST_SHARE: Final = 8
 """Lines a batch may have open, however many others there are."""
 
-RETRY: Final = 30.0
+RETRY: Final = 10.0
 """Seconds a batch rests in which we failed."""
 
 log = logs.logger("feed")

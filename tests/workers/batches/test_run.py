@@ -141,12 +141,18 @@ async def test_a_full_disk_stops_a_batch_and_half_a_line_is_never_there(
     assert isinstance(blobs, LocalBlobs)
 
     refused: list[int] = []
+    patched = anyio.Event()
 
     def full(size: int) -> None:
         refused.append(size)
         raise OSError(28, "No space left on device")
 
-    async with working(server, settings, ScriptedStage(answer)), keeping(desk):
+    async def half(delivery: Delivery) -> Outcome:
+        if line_of(delivery.job.id) > 100:
+            await patched.wait()
+        return await answer(delivery)
+
+    async with working(server, settings, ScriptedStage(half)), keeping(desk):
         batch_id = await create(desk, lines(200))
 
         async def begun() -> bool:
@@ -154,6 +160,7 @@ async def test_a_full_disk_stops_a_batch_and_half_a_line_is_never_there(
 
         await wait_until(begun)
         monkeypatch.setattr(blobs, "check_room", full)
+        patched.set()
         await wait_until(lambda: len(refused) > 2)
         monkeypatch.undo()
         state = await ended(desk, batch_id)
