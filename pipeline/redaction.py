@@ -11,7 +11,11 @@ from urllib.parse import quote, unquote, urlsplit
 REDACTED: Final = "[redacted]"
 
 LEAST: Final = 8
-"""Characters of a value worth hiding that nobody called a key: a shorter one would take words out of every text."""
+"""
+Characters of a value worth hiding that nobody called a key: a shorter one would take words out of every text.
+
+For the same reason a shorter key, `none` or `dummy`, is taken out only where it is a word of its own.
+"""
 
 _LIKELY: Final = re.compile(
     r"(?i:bearer\s+)[\w.~+/=*-]+"
@@ -26,7 +30,10 @@ _NAMES: Final = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.IGNORECASE)
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """Return `text` without `secrets`, in their order, and without anything that looks like a key."""
     for secret in secrets:
-        text = text.replace(secret, REDACTED)
+        if len(secret) >= LEAST:
+            text = text.replace(secret, REDACTED)
+        else:
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", REDACTED, text)
     return _LIKELY.sub(REDACTED, text)
 
 

@@ -67,8 +67,14 @@ class Encoded(msgspec.Struct, frozen=True):
     functions: msgspec.Raw = ABSENT
     response_format: msgspec.Raw = ABSENT
     text: msgspec.Raw = ABSENT
+    prediction: msgspec.Raw = ABSENT
+    logit_bias: msgspec.Raw = ABSENT
+    documents: msgspec.Raw = ABSENT
     prompt_variables: msgspec.Raw = ABSENT
 
+
+NAMED: Final = (b'":', b" :", b"\t:", b"\n:", b"\r:")
+"""The ends of a field's name: a colon after anything else is one of a text."""
 
 T = TypeVar("T")
 
@@ -122,14 +128,19 @@ def _decoded(decode: Callable[[bytes | msgspec.Raw], T], data: bytes | msgspec.R
 
 
 def _check_fields(body: bytes, view: View) -> None:
-    """Refuse more fields than are worth taking apart; a colon in a text counts, so this errs on the strict side."""
+    """Refuse more fields than are worth taking apart; those in other fields and in quoted JSON count as well."""
     encoded = _decode_encoded(body)
     prompt = decode_prompt(view)
     large = [getattr(encoded, name) for name in Encoded.__struct_fields__]
     large += [prompt.variables] if prompt is not None else []
-    if body.count(b":") - sum(bytes(value).count(b":") for value in large) > MAX_FIELDS:
+    if _names(body) - sum(_names(bytes(value)) for value in large) > MAX_FIELDS:
         known = ", ".join(f"`{name}`" for name in Encoded.__struct_fields__)
         raise InvalidRequest(f"the body has over {MAX_FIELDS} fields outside of {known}; send fewer")
+
+
+def _names(text: bytes) -> int:
+    """Return how many fields `text` has at most."""
+    return sum(text.count(end) for end in NAMED)
 
 
 def _check_utf8(body: bytes) -> None:

@@ -86,7 +86,7 @@ async def look(link: Link, clock: ServerClock, stages: Iterable[str], where: str
     return Overview(
         processes=tuple(sorted(processes, key=lambda p: (p.role, p.stages, p.consumer))),
         stages=tuple([await _stage(link, clock, stage, lane) for stage in stages for lane in (LIVE, BATCH)]),
-        dead=int(dead),
+        dead=_count(dead),
         server=_server(said, where),
     )
 
@@ -111,13 +111,21 @@ async def _stage(link: Link, clock: ServerClock, stage: str, lane: str) -> Stage
     return StageOverview(
         stage=stage,
         lane=lane,
-        backlog=max(0, int(length) - in_flight),
+        backlog=max(0, _count(length) - in_flight),
         pending=in_flight,
-        delayed=int(delayed),
+        delayed=_count(delayed),
         oldest_seconds=_age(oldest, clock),
         lag_seconds=_age(unfetched, clock),
-        bytes=int(held or 0),
+        bytes=_count(held),
     )
+
+
+def _count(reply: Any) -> int:
+    """Return a number the server gave; 0 for a key that is not there, or that somebody else wrote."""
+    try:
+        return int(reply or 0)
+    except (TypeError, ValueError):
+        return 0
 
 
 def _last_fetched(groups: Any) -> str:
@@ -127,9 +135,9 @@ def _last_fetched(groups: Any) -> str:
     return next((g[b"last-delivered-id"].decode() for g in found if g[b"name"] == keyspace.GROUP.encode()), "0-0")
 
 
-def _age(entries: list[Any], clock: ServerClock) -> float:
+def _age(entries: Any, clock: ServerClock) -> float:
     """Return how many seconds ago the first of `entries` was written."""
-    if not entries:
+    if not entries or isinstance(entries, ResponseError):
         return 0.0
     return max(0, clock.now() - int(entries[0][0].partition(b"-")[0])) / 1000
 

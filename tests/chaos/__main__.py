@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import click
@@ -23,8 +25,15 @@ LOG_LINES = 60
 @click.option("--only", multiple=True, metavar="TEXT", help="Run what has this in its name or faults; repeatable.")
 @click.option("--list", "listing", is_flag=True, help="Show the scenarios, and run none.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write the results to this file.")
+@click.option("--table", type=click.Path(path_type=Path), help="Write them to this file, as a table in Markdown.")
 def main(
-    seed: int | None, seconds: float, everything: bool, only: tuple[str, ...], listing: bool, path: Path | None
+    seed: int | None,
+    seconds: float,
+    everything: bool,
+    only: tuple[str, ...],
+    listing: bool,
+    path: Path | None,
+    table: Path | None,
 ) -> None:
     """Run drawn scenarios, every one of them, or those that --only names. Exit codes: 0 all as it must be, 1 not."""
     seed = random.SystemRandom().randrange(2**31) if seed is None else seed
@@ -43,6 +52,8 @@ def main(
     results = anyio.run(functools.partial(running.run, found, seed, _tell))
     if path is not None:
         path.write_bytes(msgspec.json.format(msgspec.json.encode({"seed": seed, "results": results})))
+    if table is not None:
+        table.write_text("\n".join(_rows(results)))
     sys.exit(_judge(results, seed))
 
 
@@ -54,6 +65,21 @@ def _tell(result: Result) -> None:
         click.echo(f"     {line}")
     for line in result.log.splitlines()[-LOG_LINES:]:
         click.echo(f"       {line}")
+
+
+def _rows(results: list[Result]) -> Iterator[str]:
+    yield "| scenario | faults | what was done | took | figures |"
+    yield "|---|---|---|---|---|"
+    for result in results:
+        figures = ", ".join(f"{name} {_shown(value)}" for name, value in result.figures.items())
+        mark = "**failed** " if result.wrong else ""
+        took = f"{result.seconds:.0f} s"
+        yield f"| {mark}`{result.scenario}` | {result.faults} | {result.injected} | {took} | {figures} |"
+    yield ""
+
+
+def _shown(value: Any) -> str:
+    return " ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
 def _judge(results: list[Result], seed: int) -> int:

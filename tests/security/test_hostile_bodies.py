@@ -149,6 +149,22 @@ async def test_s23_however_they_are_written(transport: FakeTransport, body: byte
     assert (status, error["code"]) == (400, "invalid_request"), error
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"note": "from 12:30 to 13:45, see https://host: `x: int`. " * 3000},
+        {"prediction": {"type": "content", "content": '{"a": 1}' * 11_000}},
+        {"logit_bias": {str(token): -100 for token in range(11_000)}},
+        {"documents": [{"title": "t", "text": "some"} for _ in range(6000)]},
+    ],
+    ids=["colons of a text", "a prediction", "biases", "documents"],
+)
+def test_s23_what_clients_send_is_not_taken_for_too_many_fields(field: dict[str, object]) -> None:
+    body = json.dumps({"model": "gpt-4", "messages": [], **field}).encode()
+    assert body.count(b":") > views.MAX_FIELDS
+    assert views.decode_view(body).model == "gpt-4"
+
+
 @pytest.mark.parametrize("field", [*views.Encoded.__struct_fields__, "prompt"])
 async def test_s23_what_stays_encoded_may_be_as_rich_as_it_likes(transport: FakeTransport, field: str) -> None:
     rich: Any = {str(n): n for n in range(20_000)}

@@ -27,6 +27,7 @@ from pipeline.stage import Delivery, Done, Fail, Outcome
 from pipeline.transport import keyspace
 from pipeline.transport.connection import Link
 from pipeline.transport.deadletters import list_dead
+from pipeline.transport.overview import read_overview
 
 pytestmark = pytest.mark.anyio
 
@@ -145,6 +146,52 @@ async def test_f19_s53_s54_rubbish_in_every_key_stops_nobody_and_comes_to_rest_i
     letters = await list_dead(url, 1000)
     assert len(letters) >= 4 * (len(GARBAGE) + 25 - 1)
     assert {letter.deliveries for letter in letters} == {1}
+
+
+SQUATTERS: list[tuple[str, tuple[str, ...]]] = [
+    ("bytes", ("SET", "x")),
+    ("bytes", ("SET", "9999999999999")),
+    ("bytes", ("SET", str(2**63 - 1))),
+    ("bytes", ("LPUSH", "1")),
+    ("admitted", ("SET", "x")),
+    ("admitted", ("LPUSH", "1")),
+    ("replies", ("SET", "x")),
+    ("dead", ("LPUSH", "1")),
+]
+
+
+@pytest.mark.parametrize(("family", "command"), SQUATTERS, ids=lambda value: "-".join(value)[:30])
+async def test_f19_s53_a_value_in_the_place_of_ours_ends_no_process_and_is_written_over(
+    url: str, family: str, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.transport.client.BEAT", 0.05)
+    dispatch = ScriptedStage(echo)
+    async with (
+        raw_link(url) as link,
+        connected_client(url, QUICK) as client,
+        running_worker(url, QUICK, spec("resolve", ScriptedStage(forward)), spec("dispatch", dispatch)),
+    ):
+        names = {
+            "bytes": keyspace.held_bytes("dispatch", LIVE),
+            "admitted": keyspace.admitted(client.consumer),
+            "replies": keyspace.replies(client.consumer),
+            "dead": keyspace.DEAD,
+        }
+        await link.run(("DEL", names[family]))
+        await link.run((command[0], names[family], *command[1:]))
+        up = keyspace.up(client.consumer)
+
+        async def registered_again() -> bool:
+            return int(await link.run(("PTTL", up))) > 10_000
+
+        for _ in range(2):  # a whole beat of the ingress, after the one that may be under way
+            await link.run(("PEXPIRE", up, 5_000))
+            await wait_until(registered_again, timeout=10)
+        assert (await read_overview(url, ["resolve", "dispatch"])).processes
+        waiter = await client.submit(job_for(client), b"good")
+        with anyio.fail_after(10):
+            assert (await waiter.next()).body == b"good"
+    assert len(dispatch.seen) == 1
 
 
 async def test_s54_a_forged_reply_or_frame_for_nobody_is_dropped_and_one_for_a_waiter_is_believed(url: str) -> None:

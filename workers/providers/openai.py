@@ -139,7 +139,12 @@ class _Reader(ABC):
 
     def _flushed(self) -> bytes:
         """Return the last event when only its blank line is missing."""
-        return self.feed(b"\n\n") if self._buffer.rest() and not self.finished else b""
+        if self.finished or not self._buffer.rest():
+            return b""
+        try:
+            return self.feed(b"\n\n")
+        except UpstreamGarbled:
+            raise self._cut() from None  # it was cut within the event
 
     def _failed(self, error: bytes) -> bool:
         self.failure = error_in_stream(said_in(error), self._endpoint)

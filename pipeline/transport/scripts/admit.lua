@@ -8,7 +8,14 @@
 -- Returns the number remembered so far (lower than the client knows: the server lost data), entry ids ('' for a
 -- batch that was admitted before), then backlog and bytes of each pair.
 local batch, count = tonumber(ARGV[1]), tonumber(ARGV[3])
-local last = tonumber(redis.call('GET', KEYS[1]) or '0')
+
+-- What is no number counts as none: it is not ours, and must not stop who asks.
+local function number(key)
+  local found = redis.pcall('GET', key)
+  return type(found) == 'string' and tonumber(found) or 0
+end
+
+local last = number(KEYS[1])
 local reply = {last}
 local fresh = count > 0 and batch > last
 if fresh then
@@ -20,7 +27,9 @@ for job = 0, count - 1 do
     local pair = tonumber(ARGV[at]) * 2
     local body = ARGV[at + 3] == '' and {'b', ARGV[at + 2]} or {'r', ARGV[at + 3]}
     reply[#reply + 1] = redis.call('XADD', KEYS[pair], '*', 'h', ARGV[at + 1], 's', ARGV[at + 4], body[1], body[2])
-    redis.call('INCRBY', KEYS[pair + 1], ARGV[at + 4])
+    if type(redis.pcall('INCRBY', KEYS[pair + 1], ARGV[at + 4])) ~= 'number' then
+      redis.call('SET', KEYS[pair + 1], ARGV[at + 4])
+    end
   else
     reply[#reply + 1] = ''
   end
@@ -28,7 +37,8 @@ end
 for pair = 2, #KEYS, 2 do
   local pending = redis.pcall('XPENDING', KEYS[pair], 'workers')
   local held = pending.err and 0 or pending[1]
-  reply[#reply + 1] = redis.call('XLEN', KEYS[pair]) - held
-  reply[#reply + 1] = tonumber(redis.call('GET', KEYS[pair + 1]) or '0')
+  local length = redis.call('XLEN', KEYS[pair])
+  reply[#reply + 1] = length - held
+  reply[#reply + 1] = length == 0 and 0 or number(KEYS[pair + 1])
 end
 return reply

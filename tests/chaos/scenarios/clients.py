@@ -6,12 +6,15 @@ import asyncio
 import functools
 import itertools
 import random
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
+from anyio.streams.buffered import BufferedByteReceiveStream
+from chaos import silent
 from chaos.arena import Arena, Layout
 from chaos.gauges import memory, no_slot_is_taken
 from chaos.load import percentile, request
@@ -135,6 +138,9 @@ UNREAD = 2**20 + 2**17
 """Bytes the ingress may hold for a client that does not read: a MiB, and what lies in its connection's own buffer."""
 SLACK = 24 * 2**20
 EVENT = 32 * 1024
+SLOW_MACHINE = 150.0
+"""Seconds it may take longer until as much has been sent as every client may leave unread."""
+
 RATE = 130
 """Events a second, of all streams together: a flood would test the provider and the wires rather than the gateway."""
 FLOOD = 1000
@@ -167,7 +173,7 @@ async def _read_slowly(count: int, seconds: float, arena: Arena) -> dict[str, An
         async with _in_the_background(arena, "stream"):
             until = time.monotonic() + seconds
             while time.monotonic() < until or arena.events("client reads too slowly") - told < count:
-                assert time.monotonic() < until + 60, f"fewer than {count} were cut"
+                assert time.monotonic() < until + SLOW_MACHINE, f"fewer than {count} were cut"
                 await asyncio.gather(*(caller.listen(1) for caller in callers), anyio.sleep(1))
                 peak = max(peak, memory(pids))
     others = [end.seconds for end in arena.load.outcomes[began:]]
@@ -222,30 +228,46 @@ PAUSE = 0.3
 """Seconds between two bytes: less than any limit for the pauses themselves."""
 
 
-async def dawdlers(each: int, idle: int, arena: Arena, chance: random.Random) -> Verdict:
+CONNECTION = 13 * 1024
+"""Bytes a connection costs the ingress, measured; the allocator keeps some of them for the next."""
+
+ROOMY = Layout(settings="head_timeout: 15\nbody_timeout: 15")
+"""For thousands of clients, which take seconds to connect: all of them are there before the first one's time is up."""
+
+
+async def dawdlers(each: int, idle: int, patience: float, arena: Arena, chance: random.Random) -> Verdict:
     """Who does not come to the point in time is told so and hung up on; nobody else notices."""
     before = [end.seconds for end in await arena.load.burst(20)]
     began = len(arena.load.outcomes)
     url = arena.gateway.url
-    heads, bodies = [await dial(url) for _ in range(each)], [await dial(url) for _ in range(each)]
-    silent = [await dial(url) for _ in range(idle)]
-    with hung_up_on([*heads, *bodies, *silent]):
-        async with _in_the_background(arena), anyio.create_task_group() as tasks:
-            ends: list[float] = []
-            for caller in heads:
-                tasks.start_soon(_dawdle, caller, head(2)[:-2], ends)
-            for caller in bodies:
-                tasks.start_soon(_dawdle, caller, head(10_000) + b"\r\n" + b" " * 10_000, ends, len(head(10_000)) + 2)
-            for caller in silent:
-                tasks.start_soon(_dawdle, caller, b"", ends)
-            opened = time.monotonic()
+    command = [sys.executable, silent.__file__, url.rpartition(":")[2], str(idle)]
+    opening = time.monotonic()
+    async with await anyio.open_process(command) as crowd:
+        assert crowd.stdout is not None
+        said = BufferedByteReceiveStream(crowd.stdout)
+        assert await said.receive_until(b"\n", 16) == b"open"
+        heads, bodies = [await dial(url) for _ in range(each)], [await dial(url) for _ in range(each)]
+        opened = time.monotonic()
+        assert opened - opening < patience, "the first ones are gone before the last ones came"
+        with hung_up_on([*heads, *bodies]):
+            async with _in_the_background(arena), anyio.create_task_group() as tasks:
+                ends: list[float] = []
+                for caller in heads:
+                    tasks.start_soon(_dawdle, caller, head(2)[:-2], ends)
+                for caller in bodies:
+                    tasks.start_soon(
+                        _dawdle, caller, head(10_000) + b"\r\n" + b" " * 10_000, ends, len(head(10_000)) + 2
+                    )
+                assert await said.receive_until(b"\n", 16) == b"closed"
+                ends.append(time.monotonic())
     others = [end.seconds for end in arena.load.outcomes[began:]]
-    limit = max(HEAD_TIMEOUT, BODY_TIMEOUT) + 3 * BUSY + idle / 1000
+    limit = patience + 3 * BUSY + idle / 1000
     assert max(ends) - opened < limit, f"the last one was hung up on after {max(ends) - opened:.1f} s"
     assert {caller.status for caller in (*heads, *bodies)} == {408}, {caller.status for caller in (*heads, *bodies)}
     _unharmed(before, others)
     await no_slot_is_taken(arena)
-    return Verdict(figures={"hung_up_after_s": round(max(ends) - opened, 1), **_latencies(before, others)})
+    figures = {"hung_up_after_s": round(max(ends) - opened, 1), **_latencies(before, others)}
+    return Verdict(kept=idle * CONNECTION, figures=figures)
 
 
 async def _dawdle(caller: Caller, text: bytes, ends: list[float], at_once: int = 0) -> None:
@@ -263,12 +285,15 @@ async def _dawdle(caller: Caller, text: bytes, ends: list[float], at_once: int =
         tasks.cancel_scope.cancel()
 
 
-for _each, _idle in ((40, 500), (500, 9_000)):
+for _each, _idle, _layout, _patience in (
+    (40, 500, TIGHT, max(HEAD_TIMEOUT, BODY_TIMEOUT)),
+    (100, 9_000, ROOMY, 15.0),
+):
     scenario(
         f"client-dawdles-{_idle}",
         "F35",
         f"{_each} clients that send a byte of their head every {PAUSE} s, as many of their body, and {_idle} that say "
         "nothing",
-        layout=TIGHT,
+        layout=_layout,
         seconds=8 if _idle < 1000 else QUICK + 30,
-    )(functools.partial(dawdlers, _each, _idle))
+    )(functools.partial(dawdlers, _each, _idle, _patience))

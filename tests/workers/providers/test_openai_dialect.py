@@ -139,6 +139,13 @@ def test_a_last_event_without_its_blank_line_still_counts() -> None:
     assert response.close() == b'data: {"type":"response.completed"}\n\n'
 
 
+def test_a_stream_cut_within_an_event_is_cut_and_no_matter_of_the_address() -> None:
+    reader = provider.stream(CHAT, ENDPOINT)
+    assert reader.feed(event(chunk("a")) + b'data: {"choices": [{"ind') == event(chunk("a"))
+    with pytest.raises(UpstreamGarbled, match="ended before its answer did"):
+        reader.close()
+
+
 def test_an_error_in_a_stream_ends_it_after_the_events_before() -> None:
     reader = provider.stream(CHAT, ENDPOINT)
     error = event({"error": {"message": "lost hush-hush", "code": "boom"}})

@@ -111,6 +111,11 @@ def test_ordinary_words_are_not_redacted() -> None:
     assert scrubbed(text, ()) == text
 
 
+def test_a_short_key_is_taken_out_but_not_of_other_words() -> None:
+    text = "key none refused: model nonexistent is not among (none)"
+    assert scrubbed(text, ("none",)) == "key [redacted] refused: model nonexistent is not among ([redacted])"
+
+
 @pytest.mark.parametrize("said", ["my+secret", "sk-abcdefghijk", "words of the user", "a\nline", "x" * 65])
 def test_a_rejections_type_and_code_are_names_and_its_param_is_scrubbed(said: str) -> None:
     fields = provider_error(
