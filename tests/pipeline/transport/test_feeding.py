@@ -15,7 +15,7 @@ from fakes.waiting import wait_until
 from pipeline.job import BATCH, Job
 from pipeline.settings import Settings
 from pipeline.stage import Delivery, Done, Outcome
-from pipeline.transport import feeding, keyspace
+from pipeline.transport import feeding, keyspace, stage_stream
 from pipeline.transport.feeding import Arrived, FeedTransport, LineStream
 
 pytestmark = pytest.mark.anyio
@@ -101,6 +101,20 @@ async def test_answers_that_nobody_listens_for_wait_as_long_as_a_batch_has(url: 
 
         await wait_until(answered)
         assert await link.run(("PTTL", keyspace.lines("b"))) > 23 * 3_600_000
+
+
+async def test_batch_jobs_that_hold_all_they_may_do_not_hold_up_the_next(
+    url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_stream, "BLOCK", 0.5)
+    async with (
+        feeding_to(url, settings) as transport,
+        running_worker(url, settings, spec("dispatch", ScriptedStage(answer), slots=4)),
+        lines_of(transport, "b") as stream,
+    ):
+        await transport.add([(batch_job(transport, f"0-{number}"), b"{}") for number in range(90)])
+        with anyio.fail_after(5):  # 30 rounds, which half a second each would make 15
+            await read(stream, 90)
 
 
 async def test_a_job_that_nobody_fetched_keeps_the_lane_from_being_empty(url: str, settings: Settings) -> None:
