@@ -47,4 +47,5 @@ class KeyReloader:
             log.error("configuration not reloaded", error=error.message, hint=error.hint)
             return
         self._settings = rotated
-        log.info("keys reloaded", needs_restart=rotation.differences(rotated, new))
+        differences = [] if self._source.is_replaced else rotation.differences(rotated, new)
+        log.info("keys reloaded", needs_restart=differences)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 from urllib.parse import quote, unquote, urlsplit
 
+from pipeline.settings import Settings
+
 REDACTED: Final = "[redacted]"
 
 LEAST: Final = 8
@@ -61,3 +63,13 @@ def secrets_in(environment: Mapping[str, str]) -> tuple[str, ...]:
     named = [value for name, value in environment.items() if _NAMES.search(name)]
     found = named + [part for value in environment.values() if "://" in value for part in credentials(value)]
     return forms(value for value in found if len(value) >= LEAST)
+
+
+def secrets_of(settings: Settings) -> tuple[str, ...]:
+    """Return, in all forms, what the configuration itself holds: keys, operators' headers, the passwords of URLs."""
+    given = [d.api_key for d in settings.deployments] + [value for key in settings.keys for value in key.values]
+    *keys, server = (key.reveal(settings.environment) or "" if key else "" for key in (*given, settings.transport.url))
+    urls = [server, *(d.api_base or "" for d in settings.deployments)]
+    found = [part for url in urls for part in credentials(url)]
+    found += [value for d in settings.deployments for value in d.headers.values()]
+    return forms([*keys, *(value for value in found if len(value) >= LEAST)])

@@ -35,11 +35,14 @@ class Source:
         self._data_dir = data_dir
         self._environment = dict(os.environ)  # as it was before the configuration set anything in it
         self._set: frozenset[str] = frozenset()
+        self.is_replaced = False
+        """Whether `up` handed the settings over: it replaces this process where they have changed."""
 
     def load(self) -> Settings:
         """Return the settings, and set their `environment_variables` in this process. Ends it with status 2 instead."""
         try:
             given = handover.take()
+            self.is_replaced = given is not None
             if given is None or self._config:  # a Procfile may name a file of its own
                 given = self.read()
         except ConfigurationError as error:

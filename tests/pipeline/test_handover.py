@@ -60,7 +60,10 @@ def test_a_process_that_was_given_settings_does_not_look_into_the_file(
     monkeypatch.setenv("PROMPTMILL_CONFIG", str(tmp_path / "config.yaml"))
     inherited(settings, tmp_path, monkeypatch)
     (tmp_path / "config.yaml").write_text("model_list: [")
-    assert Source(None, None).load() == settings
+    source = Source(None, None)
+    assert not source.is_replaced
+    assert source.load() == settings
+    assert source.is_replaced
     assert os.environ["HELLO"] == "there"
     other = tmp_path / "other.yaml"
     other.write_text("model_list: []\n")

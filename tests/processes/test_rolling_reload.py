@@ -57,6 +57,7 @@ async def test_a_changed_model_list_is_served_without_a_failed_request(
             assert (await caller.chat("y", model="coming")).status == 200
         assert "reloaded: models coming -> openai/gpt-4" in gateway.log
         assert "no more: models leaving -> openai/gpt-4" in gateway.log
+        assert '"needs_restart":[]' in gateway.log, "its process is about to be replaced"
         assert not set(called_twice(upstream))
         after = parts(gateway)
         assert after["server"] == before["server"]

@@ -18,6 +18,8 @@ pytestmark = [pytest.mark.processes, pytest.mark.anyio]
 UPSTREAM_KEY = "sk-of-the-deployment-alone"
 MASTER = "sk-master-of-the-egress-tests"
 TEAM = "sk-team-of-the-egress-tests"
+WRITTEN = "a-literal/key+of(the)file"
+HEADER = "a-header-of-the-file"
 
 MANAGER = """
 import json, os
@@ -31,6 +33,9 @@ class Mine(CustomPromptManagement):
             return model, messages, {**non_default_params, **prompt_variables}
         if prompt_id == "raises":
             raise RuntimeError(f"refused: {os.environ['MANAGERS_TOKEN']} and {prompt_variables['url']}")
+        if prompt_id == "quotes":
+            with open(os.environ["PROMPTMILL_CONFIG"]) as file:
+                raise RuntimeError(next(line for line in file if "literal" in line))
         if prompt_id == "looks":
             seen = json.dumps([dict(os.environ), non_default_params], default=str)
             return model, [{"role": "user", "content": seen}], {}
@@ -47,6 +52,8 @@ model_list:
     litellm_params: {{model: openai/gpt-4, api_base: "{url}", api_key: os.environ/THE_KEY, organization: ours}}
   - model_name: "any/*"
     litellm_params: {{model: "openai/*", api_base: "{url}", api_key: os.environ/THE_KEY}}
+  - model_name: spare
+    litellm_params: {{model: openai/x, api_base: "{url}", extra_headers: {{x-at: {HEADER}}}, api_key: "{WRITTEN}"}}
 litellm_settings: {{callbacks: mine.mine, num_retries: 0}}
 general_settings: {{master_key: os.environ/PROMPTMILL_MASTER_KEY}}
 promptmill_settings: {{keys: {{team: os.environ/TEAM_KEY}}}}
@@ -232,3 +239,13 @@ async def test_s10_what_a_manager_raises_is_freed_of_secrets(caller: Caller, gat
     assert (answer.status, answer.error["code"]) == (502, "prompt_manager_error")
     assert "RuntimeError: refused: [redacted] and https://[redacted]db.invalid" in answer.error["message"]
     assert "a-token-of-the-manager" not in answer.content.decode() + gateway.log
+
+
+async def test_s10_keys_that_a_manager_read_from_the_configuration_are_not_told_either(
+    caller: Caller, gateway: Gateway
+) -> None:
+    answer = await caller.chat(prompt_id="quotes")
+    assert (answer.status, answer.error["code"]) == (502, "prompt_manager_error")
+    assert "openai/x" in answer.error["message"]
+    for secret in (WRITTEN, HEADER):
+        assert secret not in answer.content.decode() + gateway.log

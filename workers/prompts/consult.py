@@ -97,7 +97,7 @@ def _failure(manager: Manager, error: BaseException) -> PipelineError:
     elif isinstance(error, PipelineError):
         return error
     else:
-        text = f"raised {type(error).__name__}{_words(error)}"
+        text = f"raised {type(error).__name__}{_words(error, manager.secrets)}"
     place = places.in_directory(places.of_error(error), manager.directory)
     if isinstance(error, asyncio.CancelledError):
         text = "was cancelled by its own code"
@@ -107,14 +107,14 @@ def _failure(manager: Manager, error: BaseException) -> PipelineError:
     return PromptManagerError(f"prompt manager {manager.path} ({where}): {text}")
 
 
-def _words(error: BaseException) -> str:
+def _words(error: BaseException, secrets: tuple[str, ...]) -> str:
     """Return the first line of an exception's own words, cut, and without what this process must not tell."""
     try:
         # A lone surrogate, which no reply can carry, is shown as its escape.
         lines = str(error).encode(errors="backslashreplace").decode().strip().splitlines()
     except BaseException:  # noqa: BLE001 - `__str__` is user code as well, and here it runs on the transport's loop
         return ""
-    return ": " + redact(lines[0], secrets_in(os.environ))[:_LONGEST] if lines else ""
+    return ": " + redact(lines[0], (*secrets, *secrets_in(os.environ)))[:_LONGEST] if lines else ""
 
 
 def _timeout(manager: Manager, overrun: Overran, limit: float) -> PromptTimeout:

@@ -17,6 +17,7 @@ import msgspec
 from pipeline import logs
 from pipeline.config_callbacks import namesakes, source_file
 from pipeline.errors import ConfigurationError
+from pipeline.redaction import secrets_of
 from pipeline.settings import Callback, Settings
 from workers.prompts import places
 from workers.prompts.managers import CONTROLS, SHOULD_RUN, Manager, inspect_manager
@@ -58,7 +59,8 @@ def load_managers(settings: Settings) -> Managers:
     for manager in found:
         for name in manager.ignored:
             _log.warning("hook does not run here", callback=manager.path, hook=name, control=name in CONTROLS)
-    return managers(found)
+    secrets = secrets_of(settings)
+    return managers([msgspec.structs.replace(manager, secrets=secrets) for manager in found])
 
 
 def managers(found: Sequence[Manager]) -> Managers:

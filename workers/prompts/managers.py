@@ -82,6 +82,8 @@ class Manager(msgspec.Struct, frozen=True, kw_only=True):
     should_run_parameters: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     """Hooks on the object that do not run here."""
+    secrets: tuple[str, ...] = ()
+    """What its errors must not tell, though its code may have read it somewhere."""
 
     @property
     def directory(self) -> str:
