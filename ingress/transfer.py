@@ -11,6 +11,7 @@ import anyio
 
 from ingress.edge import Edge
 from ingress.exchange import LEAVING, Exchange, Leaving
+from pipeline import logs
 from pipeline.errors import BacklogFull, BodyTooLarge, Cancelled, RangeNotSatisfiable, RequestTimeout
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ PIECE: Final = 256 * 1024
 
 LEAST_RATE: Final = 8 * 1024
 """Bytes a second; who is slower for long is cut off, for places are few."""
+
+log = logs.logger("ingress")
 
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
@@ -85,6 +88,9 @@ async def _send(exchange: Exchange, blob: Blob, start: int, end: int) -> None:
     patience = exchange.edge.settings.ingress.body_timeout + PIECE / LEAST_RATE
     while start < end:
         data = await blob.read(start, min(PIECE, end - start))
+        if not data:  # somebody cut the file short; so does the server the connection, for the end is missing
+            log.error("file shorter than recorded", request_id=exchange.id)
+            return
         start += len(data)
         with anyio.move_on_after(patience) as scope:
             await exchange.send({"type": "http.response.body", "body": data, "more_body": start < end})

@@ -286,7 +286,7 @@ class StageStream:
                 by_lane.setdefault(delivery.source.lane, []).append(delivery)
         for lane, deliveries in by_lane.items():
             for chunk in _chunks(deliveries, RENEW_CHUNK):
-                entries = [d.source.entry for d in chunk]
+                entries = [d.source.entry for d in chunk if (lane, d.source.entry) in self._held]
                 command = RENEW([keyspace.jobs(self.stage, lane)], self._links.consumer, *entries)
                 lost = {entry.decode() for entry in await self._links.upkeep.run(command)}
                 for delivery in chunk:
@@ -298,14 +298,14 @@ class StageStream:
 
     async def release(self, deliveries: Sequence[HeldDelivery]) -> None:
         """Hand deliveries back unrun: another consumer may claim them at once. Raises TransportUnavailable."""
+        for delivery in deliveries:  # first: a renewal behind it would make the lease last once more
+            self.forget(delivery)
         idle = int(self._links.settings.lease * 1000) * 10
         for lane in LANES:
             stream = keyspace.jobs(self.stage, lane)
             for chunk in _chunks([d for d in deliveries if d.source.lane == lane], RENEW_CHUNK):
                 pairs = (argument for d in chunk for argument in (d.source.entry, d.number))
                 await self._links.upkeep.run(RELEASE([stream], self._links.consumer, idle, *pairs))
-                for delivery in chunk:
-                    self.forget(delivery)
 
     def move_due(self) -> tuple[Command, ...]:
         """Return the commands that put delayed jobs back on their streams."""

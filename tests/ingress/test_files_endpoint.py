@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx2
 import pytest
-from fakes.edges import MASTER, TEAM, calling
+from fakes.edges import MASTER, TEAM, calling, read_all, serving
 from fakes.transport import FakeTransport
 from fakes.uploads import FILE_KEYS, JSONL, field, file_part, file_settings, form, kept, put
 
@@ -250,6 +252,24 @@ async def test_a_range_holds_for_the_contents_it_was_begun_with(client: httpx2.A
     for value, status in ((etag, 206), ('"other"', 200)):
         response = await client.get(path, headers={"range": "bytes=1-2", "if-range": value})
         assert response.status_code == status
+
+
+async def test_a_file_that_is_cut_short_while_it_is_sent_ends_the_connection(tmp_path: Path) -> None:
+    size = 16 * 2**20
+    async with (
+        serving(FakeTransport(), file_settings(tmp_path)) as served,
+        httpx2.AsyncClient(base_url=served.url, headers={"authorization": f"Bearer {TEAM}"}) as client,
+    ):
+        file_id = (await put(client, bytes(size))).json()["id"]
+        (stored,) = [path for path in (tmp_path / "files").iterdir() if path.stat().st_size == size]
+        async with await served.connect() as stream:
+            await stream.send(
+                f"GET /v1/files/{file_id}/content HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TEAM}\r\n\r\n".encode()
+            )
+            assert b"content-length: 16777216" in await stream.receive()
+            os.truncate(stored, size // 2)
+            with anyio.fail_after(10):
+                assert len(await read_all(stream)) < size
 
 
 async def test_a_download_is_larger_than_a_piece(client: httpx2.AsyncClient) -> None:

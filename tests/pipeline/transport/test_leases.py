@@ -20,7 +20,7 @@ from fakes.pipelines import (
 from fakes.waiting import wait_until
 
 from pipeline import metrics
-from pipeline.job import BATCH, encode
+from pipeline.job import BATCH, LIVE, encode
 from pipeline.runner import Stop, run_stages
 from pipeline.stage import Done, Forward
 from pipeline.transport import keyspace
@@ -270,6 +270,22 @@ async def test_deliveries_that_come_during_the_stop_are_handed_back_unstarted(ur
             assert [number for _, number in pending.values()] == [0]
         assert dispatch.seen == []
         await link.run(("UNLINK", rival.stream))
+
+
+async def test_a_renewal_beside_a_release_does_not_take_back_what_is_handed_back(url: str) -> None:
+    async with raw_link(url) as link, stage_stream(url, slots=300, lease=60) as stream:
+        rival = Rival(link, "dispatch")
+        for _ in range(200):
+            await rival.put("h", b"x", "b", b"")
+        await wait_until(lambda: stream.fetch(300))
+        deliveries = stream.held
+        async with anyio.create_task_group() as both:
+            both.start_soon(stream.renew)
+            both.start_soon(stream.release, deliveries)
+            both.start_soon(stream.renew)
+        key = keyspace.jobs("dispatch", LIVE)
+        pending = await link.run(("XPENDING", key, keyspace.GROUP, "IDLE", 60_000, "-", "+", 1000))
+        assert len(pending) == len(deliveries) > 0
 
 
 async def test_a_stale_settle_touches_neither_stream_nor_counter(url: str) -> None:
