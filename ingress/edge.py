@@ -11,6 +11,7 @@ from pipeline import metrics
 from pipeline.catalog import Catalog
 from pipeline.errors import BacklogFull
 from pipeline.settings import IngressSettings, Settings
+from pipeline.stores.batches import BatchStore
 from pipeline.stores.files import FileStore
 from pipeline.stores.local import LocalBlobs
 
@@ -30,8 +31,9 @@ class Edge:
         self.keyring = Keyring(settings.keys, environment)
         self.permits = permits = Permits(settings.ingress)
         metrics.REQUESTS_IN_FLIGHT["jobs",].set_function(lambda: permits.requests)
-        blobs = LocalBlobs(Path(settings.data_dir) / "files", keep_free=settings.files.min_free_bytes)
-        self.files = FileStore(blobs, settings.files)
+        directory, kept = Path(settings.data_dir), settings.files.min_free_bytes
+        self.files = FileStore(LocalBlobs(directory / "files", keep_free=kept), settings.files)
+        self.batches = BatchStore(LocalBlobs(directory / "batches", keep_free=kept))
         self.transfers = 0
         """Files on their way in or out."""
         metrics.REQUESTS_IN_FLIGHT["transfers",].set_function(lambda: self.transfers)

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from typing import Final
 
 from ingress.body import announced_size, read_body
 from ingress.exchange import Exchange
 from ingress.relay import relay
-from ingress.views import MAX_NAME, View, decode_prompt, decode_view, kind
 from pipeline import failpoints
-from pipeline.catalog import Catalog, Group, allows
-from pipeline.errors import InvalidRequest, ModelNotFound, NotAllowed
-from pipeline.job import LIVE, Facts, Job, PromptRef
-from pipeline.settings import Key
+from pipeline.errors import InvalidRequest
+from pipeline.intake import DISPATCH, RESOLVE_DISPATCH, Asked, find_prompt
+from pipeline.job import LIVE, Facts, Job
+from pipeline.views import MAX_NAME, View, decode_view
 
 SECRET_HEADERS: Final = (b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key", b"cookie", b"proxy-")
 """Beginnings of header names that no prompt manager gets to see."""
 
 MAX_HEADER_BYTES: Final = 16 * 1024
 """Of the client's headers a job carries; those that do not fit are left out."""
-
-DISPATCH: Final = ("dispatch",)
-RESOLVE_DISPATCH: Final = ("resolve", "dispatch")
 
 _TRACEPARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -60,11 +57,7 @@ def make_job(exchange: Exchange, view: View, operation: str) -> Job:
     if len(name) > MAX_NAME:  # in a body the view sees to that, but a path may hold one as well
         raise InvalidRequest(f"a model's name has at most {MAX_NAME} characters", param="model")
     exchange.facts = Facts(model=name)
-    group = edge.catalog.group(name) if name else None
-    prompt = _prompt(exchange, view, group)
-    if prompt is None:
-        _check_without_prompt(view, operation, name)
-        _check_model(edge.catalog, key, name, group)
+    prompt = find_prompt(Asked(view, operation, name, key.models), edge.catalog, partial(_named, exchange))
     now = edge.transport.now()
     return Job(
         id=exchange.id,
@@ -86,51 +79,6 @@ def make_job(exchange: Exchange, view: View, operation: str) -> Job:
         config=edge.settings.digest,
         traceparent=_traceparent(exchange),
     )
-
-
-def _prompt(exchange: Exchange, view: View, group: Group | None) -> PromptRef | None:
-    """Return the reference of the first place that has one: body, `prompt` object, headers, model group."""
-    found = decode_prompt(view)
-    if view.prompt_id is not None:
-        if found is not None and found.id is not None and found.id != view.prompt_id:
-            raise InvalidRequest("`prompt_id` and `prompt.id` differ; send one of them", param="prompt_id")
-        return PromptRef(id=view.prompt_id, version=view.prompt_version, label=view.prompt_label)
-    if found is not None and found.id is not None:
-        return PromptRef(id=found.id, version=found.version, label=view.prompt_label, source="object")
-    if header := _named(exchange, "x-promptmill-prompt-id"):
-        version = _named(exchange, "x-promptmill-prompt-version") or None
-        label = _named(exchange, "x-promptmill-prompt-label") or None
-        return PromptRef(id=header, version=version, label=label, source="header")
-    if group is None or group.prompt_id is None:
-        return None
-    # The operator names the prompt, but a request may still choose among its versions and labels.
-    version_ = group.prompt_version if view.prompt_version is None else view.prompt_version
-    label_ = group.prompt_label if view.prompt_label is None else view.prompt_label
-    return PromptRef(id=group.prompt_id, version=version_, label=label_, source="model")
-
-
-def _check_without_prompt(view: View, operation: str, name: str) -> None:
-    """Nobody will add what is missing."""
-    if operation == "chat.completions" and not kind(view.messages):
-        raise InvalidRequest("`messages` is missing; send it, or reference a prompt by `prompt_id`", param="messages")
-    if not name:
-        raise InvalidRequest("`model` is missing; `GET /v1/models` lists what there is", param="model")
-
-
-def _check_model(catalog: Catalog, key: Key, name: str, group: Group | None) -> None:
-    """Without a prompt the name is final, so it is judged here; with one, after its prompt manager had its say."""
-    if group is None:
-        usable = [known for known in catalog.names() if allows(key.models, known)]
-        closest = ", ".join(catalog.closest(name, usable)) or "see GET /v1/models"
-        raise ModelNotFound(
-            f"model {name[:200]!r} is not configured; closest: {closest}",
-            hint="use one of these names, or add the model to `model_list`",
-            param="model",
-        )
-    if not (allows(key.models, name) or allows(key.models, group.name)):
-        raise NotAllowed(
-            f"this key may not use model {name[:200]!r}; `GET /v1/models` lists those it may", param="model"
-        )
 
 
 def _seconds(exchange: Exchange, view: View) -> float:

@@ -57,7 +57,7 @@ def up(
 
     What crashes is started again; Ctrl-C or SIGTERM finishes what is in flight first, a second Ctrl-C does not.
     The processes are those of --procfile, else of the Procfile beside the configuration if all its commands start
-    with `promptmill `, else `ingress`, `resolve` and `dispatch`.
+    with `promptmill `, else `ingress`, `resolve`, `dispatch` and `feed`.
 
     \b
     Examples:

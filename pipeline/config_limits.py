@@ -14,6 +14,7 @@ from pipeline.config_section import Section, variable
 from pipeline.config_units import flag, integer, number, seconds, share, size
 from pipeline.settings import (
     ENVIRONMENT_PREFIX,
+    BatchSettings,
     DispatchSettings,
     FileSettings,
     IngressSettings,
@@ -51,6 +52,11 @@ _FILES: Final[Converters] = {
     "max_transfers": _COUNT,
     "max_line_bytes": size,
 }
+_BATCHES: Final[Converters] = {
+    "batch_window": _COUNT,
+    "batch_line_timeout": seconds,
+    "max_batch_lines": _COUNT,
+}
 _TRANSPORT: Final[Converters] = {
     "lease": partial(seconds, at_least=1),
     "grace": partial(seconds, at_least=1),  # a read of the stream blocks for up to a second
@@ -72,6 +78,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     ingress: IngressSettings
     files: FileSettings
+    batches: BatchSettings
     router: RouterSettings
     prompts: PromptSettings
     dispatch: DispatchSettings
@@ -82,10 +89,12 @@ def read_limits(litellm: Section, router: Section, general: Section, own: Sectio
     """Return all limits; where `router_settings` and `litellm_settings` say different things, the first counts."""
     routing = _router(litellm, router)
     ingress, prompts = _ingress(general, own, routing.timeout), _prompts(own)
+    batches = _batches(own, ingress.max_request_timeout)
     _within(own, "prompt_timeout", prompts.timeout, "max_request_timeout", ingress.max_request_timeout)
     return Limits(
         ingress=ingress,
         files=FileSettings(**_read(own, _FILES)),
+        batches=batches,
         router=routing,
         prompts=prompts,
         dispatch=_dispatch(general, own),
@@ -184,6 +193,14 @@ def _prompts(own: Section) -> PromptSettings:
         accept_ignored=own.texts("accept_ignored"),
         **{key: value for key, value in fields.items() if value is not None},
     )
+
+
+def _batches(own: Section, longest: float) -> BatchSettings:
+    fields = _read(own, _BATCHES)
+    fields.setdefault("batch_line_timeout", min(BatchSettings().batch_line_timeout, longest))
+    found = BatchSettings(**fields)
+    _within(own, "batch_line_timeout", found.batch_line_timeout, "max_request_timeout", longest)
+    return found
 
 
 def _dispatch(general: Section, own: Section) -> DispatchSettings:

@@ -51,6 +51,7 @@ def load(path: Path | None, environment: Mapping[str, str], *, data_dir: str | N
         router=limits.router,
         ingress=limits.ingress,
         files=limits.files,
+        batches=limits.batches,
         prompts=limits.prompts,
         dispatch=limits.dispatch,
         transport=limits.transport,

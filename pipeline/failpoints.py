@@ -32,6 +32,11 @@ NAMES: Final = frozenset(
         "dispatch.after_response",
         "dispatch.before_settle",
         "dispatch.after_settle_sent",
+        "feed.validating",
+        "feed.mid_feed",
+        "feed.after_append",
+        "feed.before_rename",
+        "feed.before_terminal",
     ]
 )
 

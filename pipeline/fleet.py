@@ -11,7 +11,7 @@ from anyio.abc import TaskGroup
 from pipeline.errors import ConfigurationError
 from pipeline.processes import Child, Output, Spec
 
-PARTS: Final = ("ingress", "worker")
+PARTS: Final = ("ingress", "worker", "feed")
 """What runs our code: they register themselves, and are replaced when the gateway reloads."""
 
 _TURN: Final = {"ingress": 0, "server": 2}

@@ -14,6 +14,7 @@ import msgspec
 from pipeline import first_screen, handover, plugins, procfile, surroundings
 from pipeline.errors import ConfigurationError
 from pipeline.exposure import check_exposure
+from pipeline.fleet import PARTS
 from pipeline.processes import Spec
 from pipeline.procfile import OURS, Procfile
 from pipeline.settings import Settings
@@ -130,7 +131,7 @@ def _spec(plan: Plan, name: str, environment: Mapping[str, str], given: Given) -
     command = [sys.executable, "-P", "-m", "pipeline", *words[1:]]
     environment = {**environment, PARENT_VARIABLE: str(os.getpid()), handover.VARIABLE: str(given.settings)}
     grace = plan.settings.transport.grace
-    if part in ("ingress", "worker") and plan.debug:
+    if part in PARTS and plan.debug:
         command.append("--debug")
     if part == "ingress":
         descriptors = (*descriptors, given.socket)

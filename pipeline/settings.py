@@ -157,6 +157,17 @@ class FileSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Longest line of a batch's input."""
 
 
+class BatchSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits of `/v1/batches`, and how they are fed."""
+
+    batch_window: int = 2000
+    """Lines of all its batches that one feed process has under way; raise it for slow providers with much capacity."""
+    batch_line_timeout: float = 600.0
+    """How long one try of a line may take; raise it for long reasoning models."""
+    max_batch_lines: int = 1_000_000
+    """Lines of one batch; 50,000 is OpenAI's limit."""
+
+
 class PromptSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The resolve stage and its user code."""
 
@@ -225,6 +236,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     router: RouterSettings = RouterSettings()
     ingress: IngressSettings = IngressSettings()
     files: FileSettings = FileSettings()
+    batches: BatchSettings = BatchSettings()
     prompts: PromptSettings = PromptSettings()
     dispatch: DispatchSettings = DispatchSettings()
     transport: TransportSettings = TransportSettings()

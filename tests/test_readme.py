@@ -19,6 +19,7 @@ from fakes.gateways import promptmill
 from pipeline import cli, configuration, errors, metrics, procfile
 from pipeline.config_units import flag, number, seconds, size
 from pipeline.settings import (
+    BatchSettings,
     DispatchSettings,
     FileSettings,
     IngressSettings,
@@ -48,6 +49,7 @@ NEVER_SENT = {"upstream_error", "transport_error", "configuration_error", "messa
 OWN: dict[str, tuple[type, str]] = {
     **{name: (IngressSettings, name) for name in IngressSettings.__struct_fields__},
     **{name: (FileSettings, name) for name in FileSettings.__struct_fields__},
+    **{name: (BatchSettings, name) for name in BatchSettings.__struct_fields__},
     **{name: (TransportSettings, name) for name in TransportSettings.__struct_fields__ if name != "url"},
     "redis_url": (TransportSettings, "url"),
     "prompt_timeout": (PromptSettings, "timeout"),
@@ -394,6 +396,8 @@ def test_the_keys_in_redis_are_those_of_the_keyspace() -> None:
         keyspace.delayed("<stage>", "<lane>"),
         keyspace.body("<job>", "<writer>"),
         keyspace.replies("<consumer>"),
+        keyspace.lines("<batch>"),
+        keyspace.lease("<batch>"),
         keyspace.streamed("<job>"),
         keyspace.up("<consumer>"),
         keyspace.admitted("<consumer>"),

@@ -61,11 +61,20 @@ class Blobs(Protocol):
     def grow(self, name: str) -> AbstractAsyncContextManager[Growing]:
         """Open a growing blob where it was left, or begin one. Raises StorageFull."""
 
+    async def discard(self, name: str) -> None:
+        """Remove a growing blob, if there is one: nobody will finish it."""
+
+    async def create(self, name: str, data: bytes) -> bool:
+        """Make a small blob, durable, unless there is one of that name; return whether it was made by this call."""
+
+    async def replace(self, name: str, data: bytes) -> None:
+        """Put a small blob in the place of the one of that name, if there is one. Raises StorageFull."""
+
     async def fetch(self, names: Iterable[str]) -> dict[str, bytes]:
         """Return several small blobs at once, those that exist."""
 
-    async def names(self, *, idle: float = 0) -> list[str]:
-        """Return the names of all finished blobs, or of those last changed more than `idle` seconds ago."""
+    async def names(self, prefix: str = "", *, idle: float = 0) -> list[str]:
+        """Return the names of finished blobs that begin so and were last changed more than `idle` seconds ago."""
 
     async def delete(self, name: str) -> bool:
         """Delete a blob for good; return whether it was there."""

@@ -94,7 +94,7 @@ class FileStore:
     """All files of a gateway. Several processes may have one each: the blobs are the only truth."""
 
     def __init__(self, blobs: Blobs, settings: FileSettings, now: Callable[[], float] = time.time) -> None:
-        self._blobs = blobs
+        self.blobs = blobs
         self._settings = settings
         self._now = now
         self._known: dict[str, FileRecord] = {}
@@ -111,13 +111,13 @@ class FileStore:
         limits = await self._limits(owner)
         check(limits, size)
         name = new_file_id()
-        async with self._blobs.write(name, size) as writer:
+        async with self.blobs.write(name, size) as writer:
             yield Upload(self, owner, name, writer, limits)
 
     async def publish(self, name: str, owner: str, wanted: Wanted, written: Written) -> FileRecord:
         """Make a file of the finished blob `name`. Raises StorageFull."""
         record = self._record(name, owner, wanted, written)
-        async with self._blobs.write(name + RECORD) as writer:
+        async with self.blobs.write(name + RECORD) as writer:
             await writer.write(_encode(record))
             await writer.commit()
         return record
@@ -132,7 +132,7 @@ class FileStore:
 
     def open(self, record: FileRecord) -> AbstractAsyncContextManager[Blob]:
         """Open a file's contents; they stay readable if it is deleted meanwhile. Raises NoSuchFile."""
-        return self._blobs.open(record.file.id)
+        return self.blobs.open(record.file.id)
 
     async def page(self, viewer: Viewer, listing: Listing) -> tuple[list[FileObject], bool]:
         """Return a page of files, and whether more follow. Raises NoSuchFile for an unknown `after`."""
@@ -166,12 +166,12 @@ class FileStore:
         for record in await self._records():
             if self._has_expired(record):
                 await self._remove(record.file.id)
-        idle = await self._blobs.names(idle=ABANDONED)
-        there = set(await self._blobs.names())
+        idle = await self.blobs.names(idle=ABANDONED)
+        there = set(await self.blobs.names())
         for name in idle:
             if _ID.fullmatch(name) and name + RECORD not in there:
-                await self._blobs.delete(name)
-        await self._blobs.sweep(idle=ABANDONED)
+                await self.blobs.delete(name)
+        await self.blobs.sweep(idle=ABANDONED)
 
     async def finish(self, upload: Upload, wanted: Wanted) -> FileRecord:
         """Keep an upload; see `Upload.keep`."""
@@ -181,7 +181,7 @@ class FileStore:
                 check(await self._limits(upload.owner), written.size)  # others may have ended meanwhile
                 return await self.publish(upload.name, upload.owner, wanted, written)
         except PipelineError:
-            await self._blobs.delete(upload.name)
+            await self.blobs.delete(upload.name)
             raise
 
     async def _limits(self, owner: str) -> list[Limit]:
@@ -216,7 +216,7 @@ class FileStore:
 
     async def _records(self) -> Iterable[FileRecord]:
         """Return all records, of other processes' files too; those already read are not read again."""
-        names = [name for name in await self._blobs.names() if name.endswith(RECORD)]
+        names = [name for name in await self.blobs.names() if name.endswith(RECORD)]
         known = self._known
         known = known | await self._read([name for name in names if name not in known])
         self._known = {name: known[name] for name in names if name in known}
@@ -224,7 +224,7 @@ class FileStore:
 
     async def _read(self, names: Iterable[str]) -> dict[str, FileRecord]:
         found: dict[str, FileRecord] = {}
-        for name, data in (await self._blobs.fetch(names)).items():
+        for name, data in (await self.blobs.fetch(names)).items():
             try:
                 found[name] = _decode(data)
             except msgspec.DecodeError:  # a broken disk, or somebody's hand
@@ -232,9 +232,9 @@ class FileStore:
         return found
 
     async def _remove(self, file_id: str) -> bool:
-        if not await self._blobs.delete(file_id + RECORD):
+        if not await self.blobs.delete(file_id + RECORD):
             return False
-        await self._blobs.delete(file_id)
+        await self.blobs.delete(file_id)
         return True
 
     def _is_there(self, record: FileRecord, viewer: Viewer) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from array import array
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Final, NamedTuple
 
 from pipeline.stores.blobs import Blob
@@ -65,7 +65,7 @@ class Splitter:
                 yield Line(number, offset, end, text)
 
 
-async def read_lines(blob: Blob, max_bytes: int, offset: int = 0, number: int = 1) -> AsyncIterator[list[Line]]:
+async def read_lines(blob: Blob, max_bytes: int, offset: int = 0, number: int = 1) -> AsyncGenerator[list[Line], None]:
     """Yield the lines of `blob` from a line's `offset` on, as many at a time as a piece of it holds."""
     splitter = Splitter(max_bytes, offset, number)
     while data := await blob.read(offset, PIECE):

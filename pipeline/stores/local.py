@@ -70,13 +70,28 @@ class LocalBlobs:
         finally:
             os.close(descriptor)
 
+    async def discard(self, name: str) -> None:
+        """Unlink what was begun. Raises StorageFull on a read-only disk."""
+        path = self._path(name)
+        await _on_thread(lambda: path.with_name(path.name + GROWING).unlink(missing_ok=True))
+
+    async def create(self, name: str, data: bytes) -> bool:
+        """Write beside the name, and link: of several processes one succeeds. Raises StorageFull."""
+        return await _on_thread(self._create_small, self._path(name), data)
+
+    async def replace(self, name: str, data: bytes) -> None:
+        """Write beside the name, and take it. Raises StorageFull."""
+        await _on_thread(self._replace, self._path(name), data)
+
     async def fetch(self, names: Iterable[str]) -> dict[str, bytes]:
         """Read all of them on one thread."""
         return await to_thread.run_sync(lambda: dict(self._fetch(names)))
 
-    async def names(self, *, idle: float = 0) -> list[str]:
+    async def names(self, prefix: str = "", *, idle: float = 0) -> list[str]:
         """List the directory; one that does not exist yet is empty."""
-        return await to_thread.run_sync(lambda: list(self._names(lambda name: not _unfinished(name), idle)))
+        return await to_thread.run_sync(
+            lambda: list(self._names(lambda name: name.startswith(prefix) and not _unfinished(name), idle))
+        )
 
     async def delete(self, name: str) -> bool:
         """Unlink a file, and wait until the directory knows. Raises StorageFull on a read-only disk."""
@@ -98,7 +113,7 @@ class LocalBlobs:
         return self._root / name
 
     def _new(self, path: Path, size: int) -> _LocalWriter:
-        part = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PART}")
+        part = _part(path)
         return _LocalWriter(self, self._create(part, os.O_WRONLY | os.O_EXCL, size), part, path)
 
     def _create(self, path: Path, flags: int, size: int = 0) -> int:
@@ -107,6 +122,34 @@ class LocalBlobs:
             sync_directory(self._root.parent)
         self.check_room(size)
         return os.open(path, flags | os.O_CREAT, 0o600)
+
+    def _create_small(self, path: Path, data: bytes) -> bool:
+        part = self._write_small(path, data)
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            return False
+        finally:
+            part.unlink()
+        sync_directory(path.parent)
+        return True
+
+    def _replace(self, path: Path, data: bytes) -> None:
+        self._write_small(path, data).rename(path)
+        sync_directory(path.parent)
+
+    def _write_small(self, path: Path, data: bytes) -> Path:
+        part = _part(path)
+        descriptor = self._create(part, os.O_WRONLY | os.O_EXCL, len(data))
+        try:
+            write_all(descriptor, data)
+            os.fsync(descriptor)
+        except OSError:
+            part.unlink()
+            raise
+        finally:
+            os.close(descriptor)
+        return part
 
     def _fetch(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         for name in names:
@@ -244,6 +287,10 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}{PART}")
 
 
 def _unfinished(name: str) -> bool:

@@ -161,6 +161,17 @@ class Admission:
             raise waiting.error
         return waiting.entry, waiting.batch
 
+    async def add_all(self, jobs: Sequence[tuple[Job, bytes]]) -> list[int]:
+        """Put jobs on their first stages' streams; return each one's batch, 0 where it is not known to have got in."""
+        added = [_Waiting(job, body) for job, body in jobs]
+        for waiting in added:
+            self._count(waiting, 1)
+        self._queue += added
+        self._wake.set()
+        for waiting in added:
+            await waiting.done.wait()
+        return [0 if waiting.error is not None else waiting.batch for waiting in added]
+
     def _count(self, waiting: _Waiting, sign: int) -> None:
         unsent = self._unsent[waiting.job.stages_left[0], waiting.job.lane]
         unsent.backlog += sign

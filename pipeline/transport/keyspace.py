@@ -14,6 +14,9 @@ PREFIX: Final = f"pm:{{{PARTITION}}}:"
 GROUP: Final = "workers"
 
 REPLIES_TTL_MS: Final = 60_000
+LINES_TTL_MS: Final = 86_400_000
+"""Of the answers to a batch's lines: as long as a batch has, so that none is lost while nobody collects them."""
+
 ADMITTED_TTL_MS: Final = 3_600_000
 UP_TTL_MS: Final = 15_000
 BODY_EXTRA_MS: Final = 60_000
@@ -43,6 +46,8 @@ FAMILIES: Final = {
     "delayed:": False,
     "body:": True,
     "replies:": True,
+    "lines:": True,
+    "lease:": True,
     "streamed:": True,
     "cancel": False,
     "up:": True,
@@ -82,6 +87,27 @@ def body(job_id: str, writer: str) -> str:
 def replies(consumer: str) -> str:
     """Return the reply stream of an ingress process."""
     return f"{PREFIX}replies:{consumer}"
+
+
+LINES: Final = "lines:"
+"""What `reply_to` of a batch's line begins with; the batch follows."""
+
+
+def lines(batch: str) -> str:
+    """Return the stream of answers to a batch's lines."""
+    return f"{PREFIX}{LINES}{batch}"
+
+
+def lease(batch: str) -> str:
+    """Return the sign of life of a batch's owner."""
+    return f"{PREFIX}lease:{batch}"
+
+
+def answers(reply_to: str) -> tuple[str, int]:
+    """Return the stream that answers for `reply_to` go to, and its lifetime in ms."""
+    if reply_to.startswith(LINES):
+        return PREFIX + reply_to, LINES_TTL_MS
+    return replies(reply_to), REPLIES_TTL_MS
 
 
 def streamed(job_id: str) -> str:

@@ -40,6 +40,9 @@ FETCH_MOST: Final = 256
 GLANCE: Final = 0.05
 """Seconds a read waits in the batch lane alone, so that a live job does not, and while suspects wait for their turn."""
 
+BATCH_GLANCE: Final = 0.01
+"""Seconds a read waits for live jobs alone while batch jobs hold all they may: their slots come free at any moment."""
+
 MOVE_MOST: Final = 128
 UNREADABLE: Final = Job(id="", operation="", stages_left=(), deadline=0)
 """Stands for the job of an entry that does not decode."""
@@ -167,7 +170,9 @@ class StageStream:
         room = min(room, FETCH_MOST)
         batch_room = self._batch_cap - sum(1 for lane, _ in self._held if lane == BATCH)
         block = GLANCE if self._crowded else BLOCK  # a suspect may end at any moment, and others wait for its place
-        if self._live_was_full or batch_room < 1:
+        if batch_room < 1:
+            return (LIVE,), room, BATCH_GLANCE
+        if self._live_was_full:
             return (LIVE,), room, block
         if room > 1:
             return LANES, max(1, min(room // 2, batch_room)), block

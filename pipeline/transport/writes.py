@@ -142,7 +142,8 @@ class Group:
             return 0, 0, b"", "b", b""
         reply, body = terminal(delivery, effect)
         kind, value = self._body(keyspace.body(job.id, delivery.run), body, job.deadline - now)
-        return self.keys[keyspace.replies(job.reply_to)], keyspace.REPLIES_TTL_MS, encode(reply), kind, value
+        stream, ttl = keyspace.answers(job.reply_to)
+        return self.keys[stream], ttl, encode(reply), kind, value
 
     def _body(self, key: str, body: bytes, remaining_ms: int) -> tuple[str, bytes | str]:
         if not isinstance(body, bytes):

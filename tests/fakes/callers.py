@@ -132,5 +132,6 @@ PARTS = {
     "ingress": "pipeline ingress",
     "resolve": "pipeline worker resolve",
     "dispatch": "pipeline worker dispatch",
+    "feed": "pipeline feed",
     "server": "-server ",
 }

@@ -25,7 +25,7 @@ def plan(directory: Path, procfile: str = OURS, *scale: str, configured: Setting
 
 @pytest.mark.parametrize("command", ["promptmill work dispatch", "promptmill", "promptmill up", "promptmill status"])
 def test_a_command_that_is_no_process_of_a_gateway_ends_the_start(tmp_path: Path, command: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"'odd' runs .*no process of a gateway; there is ingress"):
+    with pytest.raises(ConfigurationError, match=r"'odd' runs .*no process of a gateway; there is feed, ingress"):
         plan(tmp_path, f"{OURS}odd: {command}\n")
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 def test_the_packaged_procfile_is_the_one_of_the_repository() -> None:
     assert (ROOT / "Procfile").read_text() == (ROOT / "pipeline" / "Procfile").read_text()
-    assert list(packaged().commands) == ["ingress", "resolve", "dispatch"]
+    assert list(packaged().commands) == ["ingress", "resolve", "dispatch", "feed"]
 
 
 def test_a_procfile_beside_the_configuration_is_used_when_all_its_commands_are_ours(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_procfile_that_cannot_be_run_says_where_and_why(text: str, problem: st
 
 
 def test_scales_are_one_unless_told_otherwise() -> None:
-    assert scales(["dispatch=4", "resolve=0"], packaged()) == {"ingress": 1, "resolve": 0, "dispatch": 4}
+    assert scales(["dispatch=4", "resolve=0"], packaged()) == {"ingress": 1, "resolve": 0, "dispatch": 4, "feed": 1}
 
 
 @pytest.mark.parametrize("item", ["dispatch", "dispatch=", "dispatch=x", "dispatch=-1", "dispatch=1001", "nobody=2"])

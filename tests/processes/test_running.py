@@ -81,7 +81,7 @@ async def test_status_finds_the_gateway_by_its_data_directory(gateway: Gateway, 
     found = json.loads(promptmill("status", "-c", "config.yaml", "--json", cwd=directory).stdout)
     # one that another test has just killed stays registered for a while
     assert len({process["pid"] for process in found["processes"]} & set(gateway.children())) >= 3
-    assert {process["role"] for process in found["processes"]} == {"ingress", "worker"}
+    assert {process["role"] for process in found["processes"]} == {"ingress", "worker", "feed"}
 
 
 @pytest.mark.parametrize("words", ["pipeline worker resolve", "pipeline ingress", "-server "])
@@ -110,7 +110,7 @@ async def test_ctrl_c_finishes_what_is_in_flight_and_leaves_nothing(tmp_path: Pa
         asking.start()
         await wait_until(started.exists, timeout=20)
         children = gateway.children()
-        assert len(children) == 4
+        assert len(children) == 5
         assert gateway.stop() == 0
         asking.join(10)
         assert answers == ["system: from mine\nuser: hi"]
@@ -148,7 +148,7 @@ async def test_nothing_outlives_a_killed_supervisor_and_the_next_start_works(tmp
         start_gateway(tmp_path, variables={"REDIS_URL": server.url}) as gateway,
     ):
         children = gateway.children()
-        assert len(children) == 3
+        assert len(children) == 4
         gateway.stop(signal.SIGKILL)
         await wait_until(lambda: not any(alive(pid) for pid in children), timeout=5)
     (tmp_path / ".promptmill" / "valkey").mkdir()
@@ -165,7 +165,7 @@ async def test_a_redis_that_is_named_is_used_and_no_key_is_shown_to_anybody(tmp_
         variables = {"REDIS_URL": server.url, "GATEWAY_KEY": MASTER}
         arguments = ("--detailed_debug", "--request_timeout", "30")
         with start_gateway(tmp_path, *arguments, config=config, variables=variables) as gateway:
-            assert len(gateway.children()) == 3
+            assert len(gateway.children()) == 4
             assert server.url in gateway.log
             assert "master (from $GATEWAY_KEY)" in gateway.log
             assert "Authorization: Bearer $GATEWAY_KEY" in gateway.log

@@ -24,7 +24,6 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from ingress.views import View, decode_prompt, decode_view
 from pipeline import configuration, job, procfile, redaction
 from pipeline.errors import ConfigurationError, InvalidRequest, PipelineError, PromptManagerError, UpstreamError
 from pipeline.settings import IngressSettings, RouterSettings, Settings, TransportSettings
@@ -33,6 +32,7 @@ from pipeline.transport.clock import ServerClock
 from pipeline.transport.connection import Link
 from pipeline.transport.stage_stream import UNREADABLE, StageLinks, StageStream
 from pipeline.transport.writer import Writer
+from pipeline.views import View, decode_prompt, decode_view
 from workers.prompts.request import HookRequest, decode_body, hook_request
 from workers.prompts.results import HookResult, read_result
 from workers.providers._coding import decoded

@@ -16,7 +16,7 @@ from fakes.edges import CHAT, KEYS, MASTER, calling
 from fakes.transport import FakeTransport
 from fakes.upstream import ScriptedUpstream
 
-from ingress import views
+from pipeline import views
 from pipeline.catalog import Catalog
 from pipeline.settings import IngressSettings, Settings
 from pipeline.stage import Done, StageContext

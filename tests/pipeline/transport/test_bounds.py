@@ -42,6 +42,8 @@ def test_every_key_belongs_to_one_family() -> None:
         keyspace.delayed("s", "l"),
         keyspace.body("j", "w"),
         keyspace.replies("c"),
+        keyspace.lines("b"),
+        keyspace.lease("b"),
         keyspace.streamed("j"),
         keyspace.up("c"),
         keyspace.admitted("c"),

@@ -1,4 +1,4 @@
-"""The few fields of a body that the edge reads; the rest is never decoded here."""
+"""The few fields of a body that decide its way; the rest is never decoded before a stage needs it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,229 @@
+"""The feed's side of the transport: lines go out on the batch lane, answers come from the batch's own stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, NamedTuple
+
+import anyio
+from redis.exceptions import ResponseError
+
+from pipeline import logs
+from pipeline.errors import TransportError
+from pipeline.job import BATCH, Job, Reply, decode_reply
+from pipeline.settings import Settings
+from pipeline.transport import keyspace
+from pipeline.transport.admission import Admission
+from pipeline.transport.bodies import Bodies
+from pipeline.transport.cancels import cancellation
+from pipeline.transport.client import STAGES
+from pipeline.transport.clock import ServerClock
+from pipeline.transport.connection import LISTEN, Backoff, Command, Link
+from pipeline.transport.registry import BEAT, Registry, consumer_name, this_process
+
+BLOCK: Final = 0.5
+READ_COUNT: Final = 256
+
+log = logs.logger("feed")
+
+
+class Arrived(NamedTuple):
+    """The answer to a line."""
+
+    reply: Reply
+    body: bytes
+    reference: str
+    """Key of a body that did not fit into the entry, else empty."""
+
+
+class LineStream:
+    """The answers to one batch's lines, in order, read by its owner alone."""
+
+    def __init__(self, link: Link, bodies: Bodies, batch: str) -> None:
+        self._link = link
+        self._bodies = bodies
+        self._key = keyspace.lines(batch)
+        self._last = "0-0"
+        self._references: list[str] = []
+        self._settled: tuple[Command, ...] = ()
+
+    async def listen(self) -> None:
+        """See that the stream lives on. Raises TransportUnavailable."""
+        if await self._link.run(LISTEN([self._key], keyspace.LINES_TTL_MS)):
+            self._last = "0-0"  # a new stream; its ids may be lower than those of the one that was lost
+
+    async def read(self) -> list[Arrived]:
+        """Return what came since the last time, within about half a second. Raises TransportError."""
+        read: Command = ("XREAD", "COUNT", READ_COUNT, "BLOCK", int(BLOCK * 1000), "STREAMS", self._key, self._last)
+        *_, reply = await self._link.call(*self._settled, read, wait=BLOCK)
+        self._settled = ()
+        if isinstance(reply, ResponseError):
+            raise TransportError(f"the answers of a batch cannot be read: {reply}")
+        arrived = []
+        for entry, fields in reply[0][1] if reply else ():
+            self._last = entry.decode()
+            values = dict(zip(fields[::2], fields[1::2], strict=False))
+            if b"t" in values:
+                try:
+                    arrived.append(_arrived(values))
+                except (ValueError, RecursionError) as error:
+                    log.error("unreadable reply", error=type(error).__name__)
+        return arrived
+
+    async def body(self, arrived: Arrived) -> bytes | None:
+        """Return the body of an answer, fetched if it is large; None: it is lost, and the line is to be fed again."""
+        if not arrived.reference:
+            return arrived.body
+        self._references.append(arrived.reference)
+        return await self._bodies.ask(("GET", arrived.reference))
+
+    def settle(self) -> None:
+        """Let go of what was read: it is kept elsewhere. Goes along with the next read."""
+        self._settled = (("XTRIM", self._key, "MINID", self._last),)
+        if self._references:
+            self._settled += (("UNLINK", *self._references),)
+            self._references = []
+
+    async def remove(self) -> None:
+        """Delete the stream: the batch is over. What arrives later has a lifetime."""
+        try:
+            await self._link.call(("UNLINK", self._key))
+        except TransportError:
+            return  # it expires by itself
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._link.close()
+
+
+def _arrived(values: dict[bytes, bytes]) -> Arrived:
+    return Arrived(decode_reply(values[b"t"]), values.get(b"b", b""), values.get(b"r", b"").decode())
+
+
+class FeedTransport:
+    """What the batches of one process share: the admission, the leases, the registration."""
+
+    def __init__(self, settings: Settings, url: str) -> None:
+        self.consumer = consumer_name("feed")
+        self._url = url
+        self._settings = settings
+        self._links = {name: Link(url, f"{self.consumer}-{name}") for name in ("admit", "upkeep", "bodies")}
+        self._clock = ServerClock()
+        self._admission = Admission(self._links["admit"], self.consumer, STAGES, settings.ingress, self._lost)
+        self._bodies = Bodies(self._links["bodies"])
+        self._registry = Registry(
+            self._links["upkeep"], self._clock, this_process(self.consumer, "feed", (), settings.digest)
+        )
+        self._lease_ms = int(settings.transport.lease * 1000)
+        self._leased: set[str] = set()
+        self.on_lost: dict[str, Callable[[int], None]] = {}
+        """Per batch, what to call with the last admission that is still there when Redis lost later ones."""
+        self.connected = False
+
+    def now(self) -> int:
+        """Return the Redis server's time in ms."""
+        return self._clock.now()
+
+    def line_stream(self, batch: str) -> LineStream:
+        """Return a batch's answers, with a connection of its own for blocking reads."""
+        return LineStream(Link(self._url, f"{self.consumer}-lines"), self._bodies, batch)
+
+    async def add(self, jobs: Sequence[tuple[Job, bytes]]) -> list[int]:
+        """Put lines on their way; see `Admission.add_all`."""
+        return await self._admission.add_all(jobs)
+
+    async def cancel(self, jobs: Iterable[str]) -> None:
+        """Tell the workers that nobody waits for these jobs any more. Raises TransportUnavailable."""
+        oldest = self.now() - int(self._settings.ingress.max_request_timeout * 1000)
+        until = self.now() + int(self._settings.batches.batch_line_timeout * 1000)
+        await self._links["upkeep"].run(cancellation(((job, until) for job in jobs), oldest))
+
+    async def lane_is_empty(self) -> bool:
+        """Whether no stage has a line of any batch, waiting, in flight or put off. Raises TransportUnavailable."""
+        counts = await self._links["upkeep"].call(
+            *(("XLEN", keyspace.jobs(stage, BATCH)) for stage in STAGES),
+            *(("ZCARD", keyspace.delayed(stage, BATCH)) for stage in STAGES),
+        )
+        return not any(counts)
+
+    async def lease(self, batch: str) -> bool:
+        """Take the lease of a batch, if nobody has it. Raises TransportUnavailable."""
+        free = await self._links["upkeep"].run(self._take(batch))
+        if free is not None:
+            self._leased.add(batch)
+        return free is not None
+
+    async def release(self, batch: str) -> None:
+        """Give up a lease, so that somebody else need not wait for its end."""
+        self._leased.discard(batch)
+        try:
+            if await self._links["upkeep"].run(("GET", keyspace.lease(batch))) == self.consumer.encode():
+                await self._links["upkeep"].run(("UNLINK", keyspace.lease(batch)))
+        except TransportError:
+            return  # it runs out
+
+    def _take(self, batch: str) -> Command:
+        return ("SET", keyspace.lease(batch), self.consumer, "NX", "PX", self._lease_ms)
+
+    async def _renew(self) -> None:
+        """Renew the leases. Who lost one finds it out from the batch's files. Raises TransportUnavailable."""
+        batches = list(self._leased)
+        if not batches:
+            return
+        holders = await self._links["upkeep"].call(*(("GET", keyspace.lease(batch)) for batch in batches))
+        await self._links["upkeep"].call(
+            *(
+                ("PEXPIRE", keyspace.lease(batch), self._lease_ms)
+                if holder == self.consumer.encode()
+                else self._take(batch)
+                for batch, holder in zip(batches, holders, strict=True)
+            )
+        )
+
+    def _lost(self, last: int) -> None:
+        log.warning("redis lost data", after_batch=last)
+        for listener in self.on_lost.values():
+            listener(last)
+
+    async def _beat(self) -> None:
+        """Keep clock, leases and registration fresh, and look for losses."""
+        backoff, pause = Backoff(), min(BEAT / 2, self._settings.transport.lease / 3)
+        while True:
+            try:
+                await self._clock.refresh(self._links["upkeep"])
+                await self._admission.refresh()
+                await self._renew()
+                await self._registry.beat()
+            except TransportError as error:
+                if self.connected:
+                    log.warning("redis is away", error=str(error))
+                self.connected = False
+                await backoff.pause()
+            else:
+                self.connected = True
+                backoff.reset()
+                await anyio.sleep(pause)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run the upkeep; on the way out take this process off the registry."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._beat)
+                tasks.start_soon(self._admission.run)
+                try:
+                    yield
+                finally:
+                    tasks.cancel_scope.cancel()
+        finally:
+            with anyio.move_on_after(2, shield=True):
+                await self._leave()
+
+    async def _leave(self) -> None:
+        try:
+            await self._registry.leave()
+        except TransportError:
+            log.info("left without a word; the registration expires by itself")
+        for link in self._links.values():
+            await link.close()

@@ -1,0 +1,114 @@
+"""Batches over HTTP: OpenAI's object, pages, cancellation, tenants, and what is refused at once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from fakes.batches import BATCH_KEYS, CHAT
+from fakes.edges import MASTER, TEAM, calling
+from fakes.transport import FakeTransport
+from fakes.uploads import OTHER, file_settings, put
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def client(tmp_path: Path) -> AsyncIterator[httpx2.AsyncClient]:
+    async with calling(FakeTransport(), file_settings(tmp_path), TEAM) as found:
+        yield found
+
+
+async def wanted(client: httpx2.AsyncClient, **fields: Any) -> dict[str, Any]:
+    file = (await put(client)).json()
+    return {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h", **fields}
+
+
+async def create(client: httpx2.AsyncClient, **fields: Any) -> dict[str, Any]:
+    answer = await client.post("/v1/batches", json=await wanted(client, **fields))
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+async def test_a_new_batch_is_openais_object_with_every_key(client: httpx2.AsyncClient) -> None:
+    batch = await create(client, metadata={"of": "mine"})
+    assert set(batch) == BATCH_KEYS
+    assert (batch["object"], batch["status"], batch["endpoint"]) == ("batch", "validating", CHAT)
+    assert batch["expires_at"] == batch["created_at"] + 24 * 3600
+    assert batch["request_counts"] == {"total": 0, "completed": 0, "failed": 0}
+    assert batch["metadata"] == {"of": "mine"}
+    assert (await client.get(f"/v1/batches/{batch['id']}")).json() == batch
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"endpoint": "/v1/embeddings"}, "endpoint"),
+        ({"completion_window": "1h"}, "completion_window"),
+        ({"metadata": {str(number): "" for number in range(17)}}, "metadata"),
+        ({"metadata": {"a" * 65: ""}}, None),
+        ({"metadata": {"a": "b" * 513}}, None),
+        ({"metadata": {"a": 1}}, None),
+        ({"output_expires_after": {"anchor": "created_at", "seconds": 60}}, "output_expires_after"),
+        ({"output_expires_after": {"anchor": "now", "seconds": 3600}}, "output_expires_after"),
+        ({"input_file_id": None}, None),
+    ],
+)
+async def test_what_no_line_is_needed_for_is_refused_at_once(
+    client: httpx2.AsyncClient, fields: dict[str, Any], param: str | None
+) -> None:
+    answer = await client.post("/v1/batches", json=await wanted(client, **fields))
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert (await client.get("/v1/batches")).json()["data"] == []
+
+
+async def test_the_input_must_be_a_file_of_the_right_purpose(client: httpx2.AsyncClient) -> None:
+    missing = await client.post("/v1/batches", json=await wanted(client, input_file_id="file-" + "0" * 32))
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "file_not_found")
+    other = (await put(client, purpose="user_data")).json()["id"]
+    answer = await client.post("/v1/batches", json=await wanted(client, input_file_id=other))
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input_file_id")
+
+
+async def test_lists_are_newest_first_and_page_by_page(client: httpx2.AsyncClient) -> None:
+    ids = [(await create(client))["id"] for _ in range(5)][::-1]
+    first = (await client.get("/v1/batches?limit=3")).json()
+    assert [batch["id"] for batch in first["data"]] == ids[:3]
+    assert (first["first_id"], first["last_id"], first["has_more"]) == (ids[0], ids[2], True)
+    rest = (await client.get(f"/v1/batches?limit=3&after={ids[2]}")).json()
+    assert [batch["id"] for batch in rest["data"]] == ids[3:]
+    assert rest["has_more"] is False
+    for query in ("limit=0", "limit=101", "limit=x"):
+        assert (await client.get(f"/v1/batches?{query}")).status_code == 400
+    assert (await client.get("/v1/batches?after=batch_none")).status_code == 404
+
+
+async def test_a_cancelled_batch_says_so_at_once_and_keeps_its_time(client: httpx2.AsyncClient) -> None:
+    batch = await create(client)
+    once = (await client.post(f"/v1/batches/{batch['id']}/cancel")).json()
+    assert once["status"] == "cancelling"
+    assert once["cancelling_at"] >= batch["created_at"]
+    assert (await client.post(f"/v1/batches/{batch['id']}/cancel")).json() == once
+
+
+async def test_what_is_another_keys_is_not_there(tmp_path: Path) -> None:
+    settings = file_settings(tmp_path)
+    async with calling(FakeTransport(), settings, TEAM) as team, calling(FakeTransport(), settings, OTHER) as other:
+        batch = await create(team)
+        unknown = (await other.get("/v1/batches/batch_" + "0" * 32)).json()["error"]["message"]
+        for answer in (
+            await other.get(f"/v1/batches/{batch['id']}"),
+            await other.post(f"/v1/batches/{batch['id']}/cancel"),
+            await other.get(f"/v1/batches?after={batch['id']}"),
+            await other.get("/v1/batches/..%2f..%2fetc"),
+        ):
+            assert (answer.status_code, answer.json()["error"]["message"]) == (404, unknown)
+        assert (await other.get("/v1/batches")).json()["data"] == []
+        theirs = {"input_file_id": batch["input_file_id"], "endpoint": CHAT, "completion_window": "24h"}
+        assert (await other.post("/v1/batches", json=theirs)).status_code == 404
+        async with calling(FakeTransport(), settings, MASTER) as master:
+            assert [b["id"] for b in (await master.get("/v1/batches")).json()["data"]] == [batch["id"]]
+        assert (await team.get(f"/v1/batches/{batch['id']}")).json()["status"] == "validating"

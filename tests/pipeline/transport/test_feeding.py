@@ -1,0 +1,158 @@
+"""The feed's side of the transport: answers wait for their collector, losses are noticed, leases have one holder."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from fakes.configs import settings as make_settings
+from fakes.deliveries import make_job
+from fakes.pipelines import ScriptedStage, quick, raw_link, running_worker, spec
+from fakes.waiting import wait_until
+
+from pipeline.job import BATCH, Job
+from pipeline.settings import Settings
+from pipeline.stage import Delivery, Done, Outcome
+from pipeline.transport import feeding, keyspace, stage_stream
+from pipeline.transport.feeding import Arrived, FeedTransport, LineStream
+
+pytestmark = pytest.mark.anyio
+
+LARGE = b'"' + b"x" * 100_000 + b'"'
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setattr(feeding, "BLOCK", 0.05)
+    monkeypatch.setattr(feeding, "BEAT", 0.2)
+    return make_settings(transport=quick())
+
+
+@asynccontextmanager
+async def feeding_to(url: str, settings: Settings) -> AsyncIterator[FeedTransport]:
+    transport = FeedTransport(settings, url)
+    async with transport.running():
+        await wait_until(lambda: transport.connected, timeout=10)
+        yield transport
+
+
+@asynccontextmanager
+async def lines_of(transport: FeedTransport, batch: str) -> AsyncIterator[LineStream]:
+    stream = transport.line_stream(batch)
+    await stream.listen()
+    try:
+        yield stream
+    finally:
+        await stream.close()
+
+
+def batch_job(transport: FeedTransport, name: str) -> Job:
+    now = transport.now()
+    return make_job(id=name, stages_left=("dispatch",), lane=BATCH, reply_to="lines:b", admitted=now, since=now,
+                    deadline=now + 60_000)  # fmt: skip
+
+
+async def answer(delivery: Delivery) -> Outcome:
+    return Done(LARGE if delivery.job.id.endswith("large") else delivery.body)
+
+
+async def read(stream: LineStream, count: int) -> list[Arrived]:
+    found: list[Arrived] = []
+    with anyio.fail_after(10):
+        while len(found) < count:
+            found += await stream.read()
+    return found
+
+
+async def test_answers_wait_until_they_are_settled_and_large_ones_are_fetched(url: str, settings: Settings) -> None:
+    async with (
+        feeding_to(url, settings) as transport,
+        running_worker(url, settings, spec("dispatch", ScriptedStage(answer))),
+        raw_link(url) as link,
+    ):
+        jobs = [(batch_job(transport, name), b'"body"') for name in ("0-small", "0-large")]
+        async with lines_of(transport, "b") as stream:
+            assert all(await transport.add(jobs))
+            first = await read(stream, 2)
+        async with lines_of(transport, "b") as stream:  # whoever comes next gets them as well
+            again = await read(stream, 2)
+            assert {a.reply.id: await stream.body(a) for a in again} == {"0-small": b'"body"', "0-large": LARGE}
+            assert {a.reply.id for a in first} == {a.reply.id for a in again}
+            assert await link.run(("PTTL", keyspace.lines("b"))) > 23 * 3_600_000
+            stream.settle()
+            await stream.read()
+            assert await link.run(("XLEN", keyspace.lines("b"))) == 1
+            assert await link.run(("EXISTS", *(a.reference for a in again if a.reference))) == 0
+        assert await transport.lane_is_empty()
+
+
+async def test_answers_that_nobody_listens_for_wait_as_long_as_a_batch_has(url: str, settings: Settings) -> None:
+    async with (
+        feeding_to(url, settings) as transport,
+        running_worker(url, settings, spec("dispatch", ScriptedStage(answer))),
+        raw_link(url) as link,
+    ):
+        await transport.add([(batch_job(transport, "0-a"), b"{}")])
+
+        async def answered() -> bool:
+            return bool(await link.run(("XLEN", keyspace.lines("b"))))
+
+        await wait_until(answered)
+        assert await link.run(("PTTL", keyspace.lines("b"))) > 23 * 3_600_000
+
+
+async def test_batch_jobs_that_hold_all_they_may_do_not_hold_up_the_next(
+    url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_stream, "BLOCK", 0.5)
+    async with (
+        feeding_to(url, settings) as transport,
+        running_worker(url, settings, spec("dispatch", ScriptedStage(answer), slots=4)),
+        lines_of(transport, "b") as stream,
+    ):
+        await transport.add([(batch_job(transport, f"0-{number}"), b"{}") for number in range(90)])
+        with anyio.fail_after(5):  # 30 rounds, which half a second each would make 15
+            await read(stream, 90)
+
+
+async def test_a_job_that_nobody_fetched_keeps_the_lane_from_being_empty(url: str, settings: Settings) -> None:
+    async with feeding_to(url, settings) as transport:
+        assert await transport.lane_is_empty()
+        await transport.add([(batch_job(transport, "0-a"), b"{}")])
+        assert not await transport.lane_is_empty()
+
+
+async def test_a_flush_is_noticed_with_what_it_took(url: str, settings: Settings) -> None:
+    async with feeding_to(url, settings) as transport, raw_link(url) as link:
+        lost: list[int] = []
+        transport.on_lost["b"] = lost.append
+        (batch,) = await transport.add([(batch_job(transport, "0-a"), b"{}")])
+        assert batch > 0
+        await link.run(("FLUSHALL",))
+        await wait_until(lambda: lost)
+        assert max(lost) < batch
+
+
+async def test_a_lease_has_one_holder_and_goes_to_another_when_it_is_given_up(url: str, settings: Settings) -> None:
+    async with feeding_to(url, settings) as one, feeding_to(url, settings) as other:
+        assert await one.lease("b")
+        assert not await other.lease("b")
+        await other.release("b")  # which is not theirs
+        assert not await other.lease("b")
+        await one.release("b")
+        assert await other.lease("b")
+
+
+async def test_a_lease_is_renewed_for_as_long_as_its_holder_lives(url: str, settings: Settings) -> None:
+    async with feeding_to(url, settings) as one, raw_link(url) as link:
+        assert await one.lease("b")
+        await link.run(("PEXPIRE", keyspace.lease("b"), 300))
+
+        async def renewed() -> bool:
+            return bool(await link.run(("PTTL", keyspace.lease("b"))) > 500)
+
+        await wait_until(renewed)
+        await link.run(("FLUSHALL",))
+        await wait_until(renewed)

@@ -1,0 +1,185 @@
+"""One batch on a real server, with scripted stages in place of workers: retries, disks, owners."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+from fakes.batches import CHAT, lines
+from fakes.configs import settings as make_settings
+from fakes.pipelines import ScriptedStage, running_worker, spec
+from fakes.servers import Server, start_server
+from fakes.waiting import wait_until
+
+from pipeline.catalog import Catalog
+from pipeline.errors import DeadlineExceeded, UpstreamOverloaded
+from pipeline.runner import Stop
+from pipeline.settings import BatchSettings, FileSettings, Settings, TransportSettings
+from pipeline.stage import Delivery, Done, Fail, Outcome
+from pipeline.stores.batches import BatchState, BatchStore
+from pipeline.stores.files import FileStore, Wanted
+from pipeline.stores.local import LocalBlobs
+from pipeline.transport.feeding import FeedTransport
+from workers.batches.keeper import Keeper
+from workers.batches.lines import line_of
+from workers.batches.run import Desk
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with start_server(tmp_path_factory.mktemp("valkey")) as running:
+        yield running
+
+
+async def answer(delivery: Delivery) -> Outcome:
+    return Done(b'{"usage":{"input_tokens":1,"output_tokens":2}}', delivery.job.facts)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return make_settings(
+        data_dir=str(tmp_path),
+        batches=BatchSettings(batch_window=20, batch_line_timeout=5),
+        files=FileSettings(min_free_bytes=0),
+        transport=TransportSettings(lease=1.0, grace=1.0),
+    )
+
+
+def make_desk(server: Server, settings: Settings) -> Desk:
+    directory = Path(settings.data_dir)
+    return Desk(
+        settings=settings,
+        catalog=Catalog(settings),
+        store=BatchStore(LocalBlobs(directory / "batches")),
+        files=FileStore(LocalBlobs(directory / "files"), settings.files),
+        transport=FeedTransport(settings, server.url),
+    )
+
+
+def working(server: Server, settings: Settings, stage: ScriptedStage) -> AbstractAsyncContextManager[Stop]:
+    """Run a worker whose dispatch stage is scripted."""
+    return running_worker(server.url, settings, spec("dispatch", stage, slots=64))
+
+
+@asynccontextmanager
+async def keeping(desk: Desk) -> AsyncIterator[None]:
+    """Run a feed process' keeper."""
+    async with desk.transport.running(), anyio.create_task_group() as tasks:
+        tasks.start_soon(Keeper(desk).run)
+        try:
+            yield
+        finally:
+            tasks.cancel_scope.cancel()
+
+
+async def create(desk: Desk, contents: bytes, owner: str = "") -> str:
+    async with desk.files.receive(owner) as upload:
+        await upload.write(contents)
+        file = await upload.keep(Wanted("in.jsonl", "batch"))
+    return (await desk.store.create(owner, CHAT, file.file.id)).request.id
+
+
+async def ended(desk: Desk, batch_id: str) -> BatchState:
+    async def terminal() -> bool:
+        return (await desk.store.get(batch_id, None)).record.terminal
+
+    await wait_until(terminal, timeout=30)
+    return await desk.store.get(batch_id, None)
+
+
+async def written(desk: Desk, file_id: str | None) -> list[dict[str, object]]:
+    assert file_id is not None
+    async with desk.files.open(await desk.files.get(file_id, None)) as blob:
+        return [msgspec.json.decode(text) for text in (await blob.read(0, blob.size)).splitlines()]
+
+
+async def test_a_line_that_never_has_an_answer_in_time_is_tried_three_times(server: Server, settings: Settings) -> None:
+    async def late(delivery: Delivery) -> Outcome:
+        if line_of(delivery.job.id) == 2:
+            return Fail(DeadlineExceeded("too late"))
+        return await answer(delivery)
+
+    stage, desk = ScriptedStage(late), make_desk(server, settings)
+    async with working(server, settings, stage), keeping(desk):
+        state = await ended(desk, await create(desk, lines(3)))
+    record = state.record
+    assert (record.status, record.completed, record.failed) == ("completed", 2, 1)
+    assert [line_of(delivery.job.id) for delivery in stage.seen].count(2) == 3
+    (error,) = await written(desk, record.error_file_id)
+    assert error["response"]["status_code"] == 504  # type: ignore[index]
+
+
+async def test_lines_that_nobody_can_serve_hold_the_feeding_up_and_come_again(
+    server: Server, settings: Settings
+) -> None:
+    served = False
+
+    async def overloaded(delivery: Delivery) -> Outcome:
+        return await answer(delivery) if served else Fail(UpstreamOverloaded("not now"))
+
+    stage, desk = ScriptedStage(overloaded), make_desk(server, settings)
+    async with working(server, settings, stage), keeping(desk):
+        batch_id = await create(desk, lines(100))
+        await wait_until(lambda: len(stage.seen) >= 40, timeout=20)
+        assert len({line_of(delivery.job.id) for delivery in stage.seen}) <= 20
+        served = True
+        state = await ended(desk, batch_id)
+    assert (state.record.completed, state.record.failed) == (100, 0)
+
+
+async def test_a_full_disk_stops_a_batch_and_half_a_line_is_never_there(
+    server: Server, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = make_desk(server, settings)
+    blobs = desk.store.blobs
+    assert isinstance(blobs, LocalBlobs)
+
+    refused: list[int] = []
+    patched = anyio.Event()
+
+    def full(size: int) -> None:
+        refused.append(size)
+        raise OSError(28, "No space left on device")
+
+    async def half(delivery: Delivery) -> Outcome:
+        if line_of(delivery.job.id) > 100:
+            await patched.wait()
+        return await answer(delivery)
+
+    async with working(server, settings, ScriptedStage(half)), keeping(desk):
+        batch_id = await create(desk, lines(200))
+
+        async def begun() -> bool:
+            return (await desk.store.get(batch_id, None)).record.completed > 0
+
+        await wait_until(begun)
+        monkeypatch.setattr(blobs, "check_room", full)
+        patched.set()
+        await wait_until(lambda: len(refused) > 2)
+        monkeypatch.undo()
+        state = await ended(desk, batch_id)
+    assert state.record.completed == 200
+    found = [entry["custom_id"] for entry in await written(desk, state.record.output_file_id)]
+    assert sorted(map(str, found)) == sorted(f"r{number}" for number in range(200))
+
+
+async def test_two_feeds_share_batches_and_a_batch_has_one_owner(server: Server, settings: Settings) -> None:
+    one, other = make_desk(server, settings), make_desk(server, settings)
+    async with working(server, settings, ScriptedStage(answer)), keeping(one), keeping(other):
+        ids = [await create(one, lines(50), owner) for owner in ("a", "b", "a", "b")]
+        states = [await ended(one, batch_id) for batch_id in ids]
+    assert [state.claims for state in states] == [1] * 4
+    assert [state.record.completed for state in states] == [50] * 4
+
+
+async def test_the_window_is_shared_by_keys_and_then_by_batches(server: Server, settings: Settings) -> None:
+    wide = msgspec.structs.replace(settings, batches=BatchSettings(batch_window=120))
+    keeper = Keeper(make_desk(server, wide))
+    keeper._owned = {"a1": "a", "a2": "a", "a3": "a", "b1": "b"}
+    assert [keeper._share(name) for name in keeper._owned] == [20, 20, 20, 60]

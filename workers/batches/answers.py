@@ -1,0 +1,155 @@
+"""What is written about a line: its answer, its error, or that it never ran; pure functions."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from pipeline.errors import (
+    ConfigMismatch,
+    DeadlineExceeded,
+    NoWorker,
+    PromptManagerError,
+    PromptTimeout,
+    UpstreamOverloaded,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from pipeline.job import ErrorFields, Facts, Reply, encode_json
+from pipeline.stores.batches import Usage
+
+PASSING: Final = frozenset(
+    error.code
+    for error in (
+        UpstreamOverloaded,
+        UpstreamUnavailable,
+        UpstreamTimeout,
+        PromptManagerError,
+        PromptTimeout,
+        NoWorker,
+        ConfigMismatch,
+    )
+)
+"""Codes of errors that are nobody's word on the line itself: it is fed again later."""
+
+TOO_LATE: Final = DeadlineExceeded.code
+
+
+class _InputDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _OutputDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    prompt_tokens_details: _InputDetails | None = None
+    input_tokens_details: _InputDetails | None = None
+    completion_tokens_details: _OutputDetails | None = None
+    output_tokens_details: _OutputDetails | None = None
+
+
+class _Body(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+class _Response(msgspec.Struct):
+    body: _Body
+
+
+class _Mark(msgspec.Struct):
+    line: int
+
+
+class _Written(msgspec.Struct):
+    promptmill: _Mark
+    response: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_decode_body: Final = msgspec.json.Decoder(_Body).decode
+_decode_written: Final = msgspec.json.Decoder(_Written).decode
+_decode_response: Final = msgspec.json.Decoder(_Response).decode
+
+
+def answered(batch: str, number: int, custom_id: str, reply: Reply, body: bytes) -> bytes:
+    """Return the line of an output file."""
+    if b"\n" in body or b"\r" in body:  # between values only: in a text of JSON they are escaped
+        body = body.replace(b"\n", b" ").replace(b"\r", b" ")
+    return b'{"id":%b,"custom_id":%b,"response":{"status_code":%d,"request_id":%b,"body":%b},"error":null,%b}\n' % (
+        encode_json(_id(batch, number)),
+        encode_json(custom_id),
+        reply.status,
+        encode_json(f"req_{reply.id}"),
+        body or b"null",
+        _mark(number, reply.facts),
+    )
+
+
+def refused(batch: str, number: int, custom_id: str, error: ErrorFields, facts: Facts | None = None) -> bytes:
+    """Return the line of an error file for a request that was answered with an error."""
+    said = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    response = {"status_code": error.status, "request_id": f"req_{batch}_{number}", "body": {"error": said}}
+    return _line(batch, number, custom_id, response, None, facts)
+
+
+def unrun(batch: str, number: int, custom_id: str, code: str, message: str) -> bytes:
+    """Return the line of an error file for a request that has no answer because its batch ended."""
+    return _line(batch, number, custom_id, None, {"code": code, "message": message}, None)
+
+
+def add_usage(usage: Usage, body: bytes) -> None:
+    """Add the tokens that an answer says it took."""
+    try:
+        _add(usage, _decode_body(body).usage)
+    except msgspec.DecodeError:  # a provider's dialect of its own
+        return
+
+
+def read_written(line: bytes, usage: Usage) -> int:
+    """Return the number of the input line that a written line is about, and add its tokens. Raises ValueError."""
+    written = _decode_written(line)
+    try:
+        _add(usage, _decode_response(written.response).body.usage)
+    except msgspec.DecodeError:
+        pass  # it has none
+    return written.promptmill.line
+
+
+def _add(total: Usage, used: _Usage | None) -> None:
+    if used is None:
+        return
+    total.input_tokens += used.input_tokens or used.prompt_tokens or 0
+    total.output_tokens += used.output_tokens or used.completion_tokens or 0
+    given = used.input_tokens_details or used.prompt_tokens_details
+    made = used.output_tokens_details or used.completion_tokens_details
+    total.cached_tokens += (given.cached_tokens or 0) if given else 0
+    total.reasoning_tokens += (made.reasoning_tokens or 0) if made else 0
+
+
+def _line(batch: str, number: int, custom_id: str, response: Any, error: Any, facts: Facts | None) -> bytes:
+    head = encode_json(
+        {"id": _id(batch, number), "custom_id": custom_id, "response": response, "error": error},
+    )
+    return b"%b,%b}\n" % (head[:-1], _mark(number, facts or Facts()))
+
+
+def _id(batch: str, number: int) -> str:
+    return f"batch_req_{batch}_{number}"
+
+
+def _mark(number: int, facts: Facts) -> bytes:
+    """Return what we add to a line: where it comes from and how it went."""
+    told = {
+        "line": number,
+        "prompt_id": facts.prompt_id or None,
+        "prompt": facts.prompt or None,
+        "deployment": facts.deployment or None,
+        "attempts": facts.attempts,
+    }
+    return b'"promptmill":' + encode_json(told)

@@ -1,0 +1,88 @@
+"""The batches of one process: found, claimed, and each given its fair share of the window."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+import anyio
+
+from pipeline import logs
+from pipeline.errors import StorageFull, TransportError
+from pipeline.stores.batches import BatchState
+from workers.batches.ledger import Superseded
+from workers.batches.run import BatchRun, Desk
+
+LOOK_EVERY: Final = 0.5
+"""Seconds between two looks for batches that nobody owns."""
+
+MOST_OWNED: Final = 64
+"""Batches one process has in hand: each has a connection and a few open files."""
+
+LEAST_SHARE: Final = 8
+"""Lines a batch may have open, however many others there are."""
+
+RETRY: Final = 10.0
+"""Seconds a batch rests in which we failed."""
+
+log = logs.logger("feed")
+
+
+class Keeper:
+    """Looks for batches and runs those it can get."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._owned: dict[str, str] = {}
+        """Batches in hand, with the key each belongs to."""
+        self._resting: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Take up batches for ever; who cancels this ends their work, which then goes on elsewhere."""
+        async with anyio.create_task_group() as tasks:
+            while True:
+                try:
+                    for state in await self._desk.store.unfinished():
+                        if len(self._owned) < MOST_OWNED and await self._take(state):
+                            tasks.start_soon(self._own, state)
+                except TransportError as error:
+                    log.debug("no batch can be claimed", error=str(error))
+                except OSError as error:
+                    log.error("batches cannot be read", error=type(error).__name__)
+                await anyio.sleep(LOOK_EVERY)
+
+    async def _take(self, state: BatchState) -> bool:
+        """Take the lease of a batch that nobody has. Raises TransportUnavailable."""
+        name = state.request.id
+        if name in self._owned or self._resting.get(name, 0.0) > anyio.current_time():
+            return False
+        if not await self._desk.transport.lease(state.request.hex):
+            return False
+        self._owned[name] = state.request.owner
+        return True
+
+    async def _own(self, state: BatchState) -> None:
+        name = state.request.id
+        try:
+            (now,) = await self._desk.store.states([state.request])  # its last owner may have ended it meanwhile
+            if not now.record.terminal and (number := await self._desk.store.claim(now)):
+                log.info("batch taken", batch=name, owner=number, status=now.record.status)
+                await BatchRun(self._desk, now, number).run(lambda: self._share(name))
+        except Superseded:
+            log.warning("batch has another owner", batch=name)
+        except (StorageFull, TransportError) as error:
+            log.warning("batch rests", batch=name, error=error.message)
+            self._resting[name] = anyio.current_time() + RETRY
+        except Exception as error:  # a bug in one batch must not end the others
+            log.error("batch failed", batch=name, error=type(error).__name__, exc_info=error)
+            self._resting[name] = anyio.current_time() + RETRY
+        finally:
+            del self._owned[name]
+            with anyio.move_on_after(2, shield=True):
+                await self._desk.transport.release(state.request.hex)
+
+    def _share(self, name: str) -> int:
+        """Return how many lines a batch may have open: the window goes in equal parts to keys, and then to batches."""
+        owner = self._owned[name]
+        batches = Counter(self._owned.values())
+        return max(LEAST_SHARE, self._desk.settings.batches.batch_window // len(batches) // batches[owner])

@@ -1,0 +1,100 @@
+"""What an owner writes down about its batch; nothing any more once somebody else owns it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import anyio
+import msgspec
+
+from pipeline import failpoints, logs
+from pipeline.errors import StorageFull
+from pipeline.stores.batches import BatchRequest, BatchStore, Record, Usage
+from workers.batches.parts import ERRORS, Done, Parts
+
+FULL_PAUSE: Final = 1.0
+"""Seconds between two attempts to write to a full disk: the batch rests meanwhile, nothing of it is lost."""
+
+log = logs.logger("feed")
+
+
+class Superseded(Exception):
+    """The batch has a later owner."""
+
+
+class Outcomes:
+    """Outcomes of lines that are to be written: results, or errors."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.data = bytearray()
+        self.usage = Usage()
+        self._numbers: list[int] = []
+
+    def add(self, number: int, text: bytes) -> None:
+        """Add what is to be written about a line."""
+        self.data += text
+        self._numbers.append(number)
+
+    def mark(self, done: Done) -> None:
+        """They are written."""
+        for number in self._numbers:
+            done.add(number, failed=self.kind == ERRORS)
+        done.usage.add(self.usage)
+
+
+class Ledger:
+    """The outcomes of a batch's lines, and its record."""
+
+    def __init__(self, store: BatchStore, request: BatchRequest, record: Record, done: Done) -> None:
+        self._store = store
+        self._request = request
+        self._parts: Parts | None = None
+        self.record = record
+        self.done = done
+
+    def open(self, parts: Parts) -> None:
+        """Write outcomes to `parts` from now on."""
+        self._parts = parts
+
+    async def save(self, **changes: Any) -> None:
+        """Write the record with `changes`, and the counts as they are. Raises Superseded."""
+        done = self.done
+        self.record = msgspec.structs.replace(
+            self.record, completed=done.completed, failed=done.failed, usage=done.usage, **changes
+        )
+        await self._check()
+        await self._patiently(lambda: self._store.save(self._request.id, self.record))
+
+    async def reach(self, status: str, now: float, **changes: Any) -> None:
+        """Write that the batch has a new status. Raises Superseded."""
+        times = {**self.record.times, f"{status}_at": int(now)}
+        await self.save(status=status, times=times, **changes)
+
+    async def write(self, outcomes: Outcomes) -> None:
+        """Return when these outcomes are durable; only then their lines are done. Raises Superseded."""
+        if not outcomes.data:
+            return
+        parts, data = self._parts, bytes(outcomes.data)
+        assert parts is not None
+        await self._check()
+        await self._patiently(lambda: parts.append(outcomes.kind, data))
+        outcomes.mark(self.done)  # without a pause: who is cancelled meanwhile must not leave half of it
+        if failpoints.ARMED:
+            await failpoints.reach("feed.after_append")
+
+    async def _check(self) -> None:
+        if await self._store.superseded(self._request.id, self.record.owner):
+            raise Superseded
+
+    async def _patiently(self, write: Callable[[], Awaitable[None]]) -> None:
+        told = False
+        while True:
+            try:
+                return await write()
+            except StorageFull as error:
+                if not told:
+                    log.error("batch waits for the disk", batch=self._request.id, error=error.message)
+                told = True
+                await anyio.sleep(FULL_PAUSE)

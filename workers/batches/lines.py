@@ -1,0 +1,123 @@
+"""Lines of a batch's input on their way to becoming jobs, and while they are open."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pipeline.catalog import Catalog
+from pipeline.errors import RequestError
+from pipeline.intake import BATCHED, DISPATCH, RESOLVE_DISPATCH, Asked, find_prompt
+from pipeline.job import BATCH, PARTITION, Job, PromptRef
+from pipeline.settings import Settings
+from pipeline.stores.batch_lines import BatchLine, LineError, check_line
+from pipeline.stores.batches import BatchRequest
+from pipeline.stores.lines import Line
+from pipeline.transport import keyspace
+from pipeline.views import View, decode_view
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What a line asks for, once it is known that it can run."""
+
+    custom_id: str
+    body: bytes
+    model: str
+    view: View
+    prompt: PromptRef | None
+
+
+class LineReader:
+    """Turns lines into requests and jobs, by the same rules as those of live requests."""
+
+    def __init__(self, request: BatchRequest, settings: Settings, catalog: Catalog) -> None:
+        self._request = request
+        self._catalog = catalog
+        self._operation = BATCHED[request.endpoint]
+        self._timeout = settings.batches.batch_line_timeout
+        self._config = settings.digest
+
+    def read(self, line: Line) -> Request | LineError:
+        """Return what a line asks for, or the first thing that is wrong with it."""
+        checked = check_line(line, self._request.endpoint)
+        if isinstance(checked, LineError):
+            return checked
+        try:
+            return self._judge(checked)
+        except RequestError as error:
+            param = f"body.{error.param}" if error.param else "body"
+            return LineError(error.code, error.message, param, line.number)
+
+    def _judge(self, line: BatchLine) -> Request:
+        body, model = bytes(line.body), line.model or ""
+        view = decode_view(body)
+        asked = Asked(view, self._operation, model, self._request.allowed_models)
+        return Request(line.custom_id, body, model, view, find_prompt(asked, self._catalog))
+
+    def custom_id(self, line: Line) -> str:
+        """Return the `custom_id` of a line that is known to be valid; what it asks for may not be any more."""
+        checked = check_line(line, self._request.endpoint)
+        return "" if isinstance(checked, LineError) else checked.custom_id
+
+    def job(self, request: Request, job_id: str, now: int) -> Job:
+        """Return the job of a line; `now` is the server's time in ms."""
+        seconds = min(self._timeout, request.view.timeout or self._timeout)
+        return Job(
+            id=job_id,
+            operation=self._operation,
+            stages_left=DISPATCH if request.prompt is None else RESOLVE_DISPATCH,
+            deadline=now + int(seconds * 1000),
+            admitted=now,
+            since=now,
+            reply_to=keyspace.LINES + self._request.hex,
+            lane=BATCH,
+            model=request.model,
+            prompt=request.prompt,
+            tenant=self._request.owner,
+            allowed_models=self._request.allowed_models,
+            retries=request.view.num_retries,
+            endpoint=self._request.endpoint,
+            config=self._config,
+        )
+
+
+class OpenLine:
+    """A line that was handed to the pipeline, or will be again, and has no outcome yet."""
+
+    __slots__ = ("admission", "custom_id", "deferrals", "end", "fed", "job", "number", "offset", "tries", "wake")
+
+    def __init__(self, line: Line, custom_id: str = "") -> None:
+        self.number = line.number
+        self.offset = line.offset
+        self.end = line.end
+        self.custom_id = custom_id
+        self.fed = 0
+        """How often it was fed by this owner, which names its jobs."""
+        self.job = ""
+        """Id of the job under way; empty while it rests, or when an earlier owner fed it."""
+        self.admission = 0
+        self.tries = 0
+        """Jobs that ended with their deadline."""
+        self.deferrals = 0
+        self.wake = 0.0
+        """When to look at it again: the end of its rest, or of its job's time."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the line."""
+        return self.end - self.offset
+
+    def rest(self, until: float) -> None:
+        """Have no job under way until then."""
+        self.job = ""
+        self.wake = until
+
+
+def job_id(batch: str, owner: int, line: OpenLine) -> str:
+    """Return the id of a line's next job. It tells the line, also to a later owner; the batch makes it unguessable."""
+    return f"{PARTITION}-{batch}-{line.number}-{owner}.{line.fed}"
+
+
+def line_of(job: str) -> int:
+    """Return the number of the line that a job id of ours tells; 0 for another's."""
+    words = job.split("-")
+    return int(words[2]) if len(words) == 4 and words[2].isdecimal() else 0

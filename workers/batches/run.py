@@ -1,0 +1,232 @@
+"""One batch in its owner's hands, from wherever it stands to its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Final
+
+import anyio
+import msgspec
+
+from pipeline import failpoints, logs
+from pipeline.catalog import Catalog
+from pipeline.errors import NotFound, TransportError
+from pipeline.settings import Settings
+from pipeline.stores.batch_lines import LineError
+from pipeline.stores.batches import BatchState, BatchStore
+from pipeline.stores.blobs import Blob
+from pipeline.stores.files import FileStore, Wanted
+from pipeline.stores.lines import read_lines
+from pipeline.transport.feeding import FeedTransport, LineStream
+from workers.batches import answers
+from workers.batches.collector import Collector
+from workers.batches.feeder import Feeder
+from workers.batches.ledger import Ledger, Outcomes, Superseded
+from workers.batches.lines import LineReader, OpenLine
+from workers.batches.parts import ERRORS, RESULTS, Done, Parts, adopt, open_parts, remove_parts
+from workers.batches.validation import Validation
+from workers.batches.window import Window
+
+LOOK_EVERY: Final = 0.5
+"""Seconds between two looks at the clock, and for a cancellation."""
+
+EMPTY_LOOKS: Final = 2
+"""How often the batch lane must be seen empty before what earlier owners fed counts as lost."""
+
+CANCEL_MOST: Final = 512
+
+UNDONE: Final = {
+    "expired": ("batch_expired", "This request could not be executed before the completion window expired."),
+    "cancelled": ("batch_cancelled", "This request was not executed because its batch was cancelled."),
+}
+"""The error of lines without an outcome, by what ended their batch."""
+
+log = logs.logger("feed")
+
+
+class Desk(msgspec.Struct, frozen=True):
+    """What all batches of a process share."""
+
+    settings: Settings
+    catalog: Catalog
+    store: BatchStore
+    files: FileStore
+    transport: FeedTransport
+    now: Callable[[], float] = time.time
+
+
+class BatchRun:
+    """Owns one batch. What it knows is in the batch's files before anybody is told."""
+
+    def __init__(self, desk: Desk, state: BatchState, owner: int) -> None:
+        self._desk = desk
+        self._request = request = state.request
+        self._before = state.record
+        self._owner = owner
+        self._cancelled = state.cancelled
+        self._ledger = Ledger(desk.store, request, msgspec.structs.replace(state.record, owner=owner), Done())
+        self._reader = LineReader(request, desk.settings, desk.catalog)
+        self._ended_by = ""
+
+    async def run(self, share: Callable[[], int]) -> None:
+        """Bring the batch to its end, with `share()` lines open at most. Raises Superseded and StorageFull."""
+        blobs, request, ledger = self._desk.store.blobs, self._request, self._ledger
+        try:
+            adopted = await adopt(blobs, request.id, self._before.parts, self._before.owner, ledger.done)
+            await ledger.save(parts=adopted)
+            file = await self._desk.files.get(request.input_file_id, None)
+            async with (
+                self._desk.files.open(file) as blob,
+                open_parts(blobs, request.id, self._owner, adopted) as parts,
+            ):
+                ledger.open(parts)
+                await self._process(blob, parts, share)
+        except NotFound:
+            await self._fail(LineError("input_file_not_found", "The input file does not exist any more."))
+        await remove_parts(blobs, request.id, self._owner)
+        record = ledger.record
+        counts = {"total": record.total, "completed": record.completed, "failed": record.failed}
+        log.info("batch done", batch=request.id, tenant=request.owner, status=record.status, **counts)
+
+    async def _process(self, blob: Blob, parts: Parts, share: Callable[[], int]) -> None:
+        limits = self._desk.settings
+        window = Window(blob, limits.files.max_line_bytes, limits.batches.batch_line_timeout)
+        stream = self._desk.transport.line_stream(self._request.hex)
+        self._desk.transport.on_lost[self._request.id] = window.lose
+        superseded = False
+        try:
+            with anyio.CancelScope() as work:
+                try:
+                    async with anyio.create_task_group() as tasks:
+                        tasks.start_soon(self._watch, window, stream, work)
+                        await self._work(blob, window, stream, share)
+                        tasks.cancel_scope.cancel()
+                except* Superseded:
+                    superseded = True
+            if superseded:
+                raise Superseded
+            if not self._ledger.record.terminal:
+                await self._end(blob, window, parts)
+                await stream.remove()
+        finally:
+            del self._desk.transport.on_lost[self._request.id]
+            with anyio.CancelScope(shield=True):
+                await stream.close()
+
+    async def _work(self, blob: Blob, window: Window, stream: LineStream, share: Callable[[], int]) -> None:
+        """Validate, then feed and collect until every line has its outcome."""
+        ledger = self._ledger
+        if ledger.record.status == "validating" and not await self._validate(blob):
+            return
+        await self._take_over(blob, window)
+        feeder = Feeder(self._request, ledger, window, self._reader, self._desk.transport)
+        collector = Collector(self._request, ledger, window, stream)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(collector.run)
+            await feeder.run(share)
+            tasks.cancel_scope.cancel()
+
+    async def _validate(self, blob: Blob) -> bool:
+        """Look at every line; return whether the batch can run."""
+        validation = Validation(blob, self._reader, self._desk.settings)
+        await validation.run()
+        if validation.errors:
+            await self._fail(*validation.errors)
+            return False
+        await self._ledger.reach("in_progress", self._desk.now(), total=validation.total)
+        return True
+
+    async def _take_over(self, blob: Blob, window: Window) -> None:
+        """Open the lines that earlier owners fed and that have no outcome; what follows them was never fed."""
+        fed, now = self._ledger.record.fed, anyio.current_time()
+        if not fed:
+            return
+        async with aclosing(read_lines(blob, self._desk.settings.files.max_line_bytes)) as source:
+            async for lines in source:
+                for line in lines:
+                    if line.number > fed:
+                        window.begin_at(line.offset, line.number)
+                        return
+                    if line.number not in self._ledger.done:
+                        window.inherit(OpenLine(line, self._reader.custom_id(line)), now)
+        window.begin_at(blob.size, fed + 1)
+
+    async def _watch(self, window: Window, stream: LineStream, work: anyio.CancelScope) -> None:
+        """Look for what ends the batch early, keep its record fresh, and see whether earlier lines were lost."""
+        empty = 0
+        while True:
+            if self._cancelled is None:
+                self._cancelled = await self._desk.store.cancelled(self._request.id)
+            if self._cancelled is not None or self._desk.now() >= self._request.expires:
+                self._ended_by = "expired" if self._cancelled is None else "cancelled"
+                work.cancel()
+                return
+            if (record := self._ledger.record).completed + record.failed != self._ledger.done.count:
+                await self._ledger.save()
+            try:
+                await stream.listen()
+                if window.has_inherited:
+                    empty = empty + 1 if await self._desk.transport.lane_is_empty() else 0
+                    if empty > EMPTY_LOOKS:
+                        window.lose_inherited()
+            except TransportError:
+                empty = 0
+            await anyio.sleep(LOOK_EVERY)
+
+    # The end
+
+    async def _end(self, blob: Blob, window: Window, parts: Parts) -> None:
+        """Give every line its outcome, make the files, and write the last record."""
+        ledger = self._ledger
+        status = self._ended_by or "completed"
+        if status == "completed":
+            await ledger.reach("finalizing", self._desk.now())
+        else:
+            await self._cancel_jobs(window)
+            if ledger.record.total:
+                await self._conclude_undone(blob, *UNDONE[status])
+        files = {
+            "output_file_id": await self._publish(parts, RESULTS, self._request.output_file_id),
+            "error_file_id": await self._publish(parts, ERRORS, self._request.error_file_id),
+        }
+        if failpoints.ARMED:
+            await failpoints.reach("feed.before_terminal")
+        await ledger.reach(status, self._desk.now(), **files)
+
+    async def _cancel_jobs(self, window: Window) -> None:
+        jobs = window.jobs
+        try:
+            for at in range(0, len(jobs), CANCEL_MOST):
+                await self._desk.transport.cancel(jobs[at : at + CANCEL_MOST])
+        except TransportError:
+            return  # they end with their deadlines, and nobody reads their answers
+
+    async def _conclude_undone(self, blob: Blob, code: str, message: str) -> None:
+        errors, done = Outcomes(ERRORS), self._ledger.done
+        async for lines in read_lines(blob, self._desk.settings.files.max_line_bytes):
+            for line in lines:
+                if line.number not in done:
+                    custom_id = self._reader.custom_id(line)
+                    errors.add(line.number, answers.unrun(self._request.hex, line.number, custom_id, code, message))
+            await self._ledger.write(errors)
+            errors = Outcomes(ERRORS)
+
+    async def _publish(self, parts: Parts, kind: str, file_id: str) -> str | None:
+        """Make a file of all results, or of all errors, and return its id; None when there are none."""
+        size, request, files = parts.size(kind), self._request, self._desk.files
+        if not size:
+            return None
+        async with files.blobs.write(file_id, size) as writer:
+            await parts.copy(kind, writer)
+            if failpoints.ARMED:
+                await failpoints.reach("feed.before_rename")
+            written = await writer.commit()
+        name = "output" if kind == RESULTS else "error"
+        wanted = Wanted(f"{request.id}_{name}.jsonl", "batch_output", request.output_expires_after)
+        await files.publish(file_id, request.owner, wanted, written)
+        return file_id
+
+    async def _fail(self, *errors: LineError) -> None:
+        await self._ledger.reach("failed", self._desk.now(), errors=errors)

@@ -1,0 +1,66 @@
+"""The `promptmill feed` command: own batches, feed their lines and collect the answers, until told to stop."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import anyio
+import click
+
+from pipeline import logs, startup
+from pipeline.catalog import Catalog
+from pipeline.errors import ConfigurationError
+from pipeline.settings import Settings
+from pipeline.stores.batches import BatchStore
+from pipeline.stores.files import FileStore
+from pipeline.stores.local import LocalBlobs
+from pipeline.transport.feeding import FeedTransport
+from workers.batches.keeper import Keeper
+from workers.batches.run import Desk
+
+
+@click.command(short_help="Own batches: feed their lines, collect the answers.")
+@click.option("--config", "-c", metavar="FILE", help="The configuration; PROMPTMILL_CONFIG names it as well.")
+@click.option(
+    "--data-dir", metavar="DIR", help="Where promptmill keeps its files; default: .promptmill beside the configuration."
+)
+@click.option("--debug", "--detailed_debug", "debug", is_flag=True, help="Log more; never bodies or keys.")
+def feed(config: str | None, data_dir: str | None, debug: bool) -> None:
+    """
+    Feed the lines of batches to the pipeline and collect their answers. Start more of it to scale.
+
+    A batch belongs to one process at a time; one that stops or dies leaves its batches to the others.
+    """
+    logs.configure(debug=debug)
+    settings = startup.Source(config, data_dir).load()
+    try:
+        anyio.run(
+            _serve, settings, startup.redis_url(settings), backend="asyncio", backend_options={"use_uvloop": True}
+        )
+    except ConfigurationError as error:
+        startup.refuse(error)
+
+
+async def _serve(settings: Settings, url: str) -> None:
+    transport = FeedTransport(settings, url)
+    directory = Path(settings.data_dir)
+    kept = settings.files.min_free_bytes
+    desk = Desk(
+        settings=settings,
+        catalog=Catalog(settings),
+        store=BatchStore(LocalBlobs(directory / "batches", keep_free=kept)),
+        files=FileStore(LocalBlobs(directory / "files", keep_free=kept), settings.files),
+        transport=transport,
+    )
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with transport.running(), anyio.create_task_group() as tasks:
+            tasks.start_soon(_heed, signals, tasks.cancel_scope)
+            await Keeper(desk).run()
+
+
+async def _heed(signals: Any, work: anyio.CancelScope) -> None:
+    async for _ in signals:
+        work.cancel()
+        return
