@@ -89,7 +89,7 @@ async def list_batches(exchange: Exchange) -> None:
 
 
 def shown(state: BatchState) -> dict[str, Any]:
-    """Return OpenAI's batch object, with each of its keys."""
+    """Return OpenAI's batch object, with each of its keys, and how it comes along."""
     request, record = state.request, state.record
     times: dict[str, int | None] = {name: record.times.get(name) for name in TIMES}
     status = record.status
@@ -114,6 +114,7 @@ def shown(state: BatchState) -> dict[str, Any]:
         "request_counts": {"total": record.total, "completed": record.completed, "failed": record.failed},
         "usage": _usage(record),
         "metadata": request.metadata,
+        "promptmill": record.progress,
     }
 
 

@@ -13,6 +13,7 @@ import msgspec
 
 from pipeline.errors import NotFound
 from pipeline.stores.batch_lines import LineError
+from pipeline.stores.batch_progress import Progress
 from pipeline.stores.blobs import Blobs
 from pipeline.stores.files import Viewer, new_file_id
 
@@ -92,6 +93,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error_file_id: str | None = None
     times: Mapping[str, int] = {}
     """When a status was reached: `in_progress_at` and the like."""
+    progress: Progress = Progress()
 
     @property
     def terminal(self) -> bool:

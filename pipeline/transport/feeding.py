@@ -37,6 +37,13 @@ class Arrived(NamedTuple):
     """Key of a body that did not fit into the entry, else empty."""
 
 
+class Lane(NamedTuple):
+    """What the stages hold of all batches: lines that wait for a worker, and whether there is any line at all."""
+
+    waiting: dict[str, int]
+    empty: bool
+
+
 class LineStream:
     """The answers to one batch's lines, in order, read by its owner alone."""
 
@@ -139,13 +146,20 @@ class FeedTransport:
         until = self.now() + int(self._settings.batches.batch_line_timeout * 1000)
         await self._links["upkeep"].run(cancellation(((job, until) for job in jobs), oldest))
 
-    async def lane_is_empty(self) -> bool:
-        """Whether no stage has a line of any batch, waiting, in flight or put off. Raises TransportUnavailable."""
-        counts = await self._links["upkeep"].call(
-            *(("XLEN", keyspace.jobs(stage, BATCH)) for stage in STAGES),
-            *(("ZCARD", keyspace.delayed(stage, BATCH)) for stage in STAGES),
-        )
-        return not any(counts)
+    async def lane(self) -> Lane:
+        """Return what the stages hold of all batches. Raises TransportUnavailable."""
+        waiting, empty = {}, True
+        for stage in STAGES:
+            stream = keyspace.jobs(stage, BATCH)
+            length, delayed, pending = await self._links["upkeep"].call(
+                ("XLEN", stream),
+                ("ZCARD", keyspace.delayed(stage, BATCH)),
+                ("XPENDING", stream, keyspace.GROUP),
+            )
+            in_flight = 0 if isinstance(pending, ResponseError) else int(pending[0])
+            waiting[stage] = max(0, length - in_flight)
+            empty = empty and not length + delayed
+        return Lane(waiting, empty)
 
     async def lease(self, batch: str) -> bool:
         """Take the lease of a batch, if nobody has it. Raises TransportUnavailable."""

@@ -15,9 +15,9 @@ CHAT = "/v1/chat/completions"
 BATCH_KEYS = {
     "id", "object", "endpoint", "model", "errors", "input_file_id", "completion_window", "status", "output_file_id",
     "error_file_id", "created_at", "in_progress_at", "expires_at", "finalizing_at", "completed_at", "failed_at",
-    "expired_at", "cancelling_at", "cancelled_at", "request_counts", "usage", "metadata",
+    "expired_at", "cancelling_at", "cancelled_at", "request_counts", "usage", "metadata", "promptmill",
 }  # fmt: skip
-"""Every key of OpenAI's batch object."""
+"""Every key of OpenAI's batch object, and our own."""
 
 TERMINAL = ("completed", "failed", "expired", "cancelled")
 

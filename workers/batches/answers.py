@@ -72,8 +72,27 @@ class _Written(msgspec.Struct):
     response: msgspec.Raw = msgspec.Raw(b"null")
 
 
+class _Said(msgspec.Struct):
+    code: str
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _Said
+
+
+class _ErrorResponse(msgspec.Struct):
+    body: _ErrorBody
+
+
+class _Refused(msgspec.Struct):
+    promptmill: _Mark
+    error: _Said | None = None
+    response: _ErrorResponse | None = None
+
+
 _decode_body: Final = msgspec.json.Decoder(_Body).decode
 _decode_written: Final = msgspec.json.Decoder(_Written).decode
+_decode_refused: Final = msgspec.json.Decoder(_Refused).decode
 _decode_response: Final = msgspec.json.Decoder(_Response).decode
 
 
@@ -111,14 +130,21 @@ def add_usage(usage: Usage, body: bytes) -> None:
         return
 
 
-def read_written(line: bytes, usage: Usage) -> int:
-    """Return the number of the input line that a written line is about, and add its tokens. Raises ValueError."""
+def read_result(line: bytes, usage: Usage) -> int:
+    """Return the number of the input line that a written result is of, and add its tokens. Raises ValueError."""
     written = _decode_written(line)
     try:
         _add(usage, _decode_response(written.response).body.usage)
     except msgspec.DecodeError:
         pass  # it has none
     return written.promptmill.line
+
+
+def read_error(line: bytes) -> tuple[int, str]:
+    """Return the number of the input line that a written error is of, and its code. Raises ValueError."""
+    written = _decode_refused(line)
+    error = written.error or (written.response and written.response.body.error)
+    return written.promptmill.line, error.code if error else ""
 
 
 def _add(total: Usage, used: _Usage | None) -> None:

@@ -67,7 +67,7 @@ class Collector:
             if self._passes(line, answer, reply.error):
                 return
             text = answers.refused(batch, line.number, line.custom_id, reply.error, reply.facts)
-            self._errors.add(line.number, text)
+            self._errors.add(line.number, text, reply.error.code)
             self._window.close(line.number)
             return
         body = await self._stream.body(answer)
@@ -76,6 +76,7 @@ class Collector:
             return
         self._results.add(line.number, answers.answered(batch, line.number, line.custom_id, reply, body))
         answers.add_usage(self._results.usage, body)
+        self._ledger.tally.answered(reply.facts.provider_ms)
         self._window.close(line.number)
 
     def _passes(self, line: OpenLine, answer: Arrived, error: ErrorFields) -> bool:
@@ -84,6 +85,7 @@ class Collector:
             return False
         if line.job in ("", answer.reply.id):  # of an earlier job of the line nobody waits any more
             now = anyio.current_time()
+            self._ledger.tally.put_off(error.code)
             if error.code == answers.TOO_LATE:
                 line.wake = now  # with its job still there: it counts as a try
                 line.job = line.job or answer.reply.id

@@ -81,6 +81,7 @@ class Feeder:
                 outgoing.append(found)
             else:
                 given_up.append((line, found))
+        self._ledger.tally.retries += len(outgoing)
         await self._give_up(given_up)
         return outgoing
 
@@ -128,7 +129,8 @@ class Feeder:
     async def _give_up(self, lines: Iterable[tuple[OpenLine, ErrorFields]]) -> None:
         outcomes = Outcomes(ERRORS)
         for line, error in lines:
-            outcomes.add(line.number, answers.refused(self._request.hex, line.number, line.custom_id, error))
+            text = answers.refused(self._request.hex, line.number, line.custom_id, error)
+            outcomes.add(line.number, text, error.code)
             self._window.close(line.number)
         await self._ledger.write(outcomes)
 

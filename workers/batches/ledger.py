@@ -10,8 +10,10 @@ import msgspec
 
 from pipeline import failpoints, logs
 from pipeline.errors import StorageFull
+from pipeline.stores.batch_progress import Progress
 from pipeline.stores.batches import BatchRequest, BatchStore, Record, Usage
-from workers.batches.parts import ERRORS, Done, Parts
+from workers.batches.parts import Done, Parts
+from workers.batches.tally import Tally
 
 FULL_PAUSE: Final = 1.0
 """Seconds between two attempts to write to a full disk: the batch rests meanwhile, nothing of it is lost."""
@@ -30,17 +32,17 @@ class Outcomes:
         self.kind = kind
         self.data = bytearray()
         self.usage = Usage()
-        self._numbers: list[int] = []
+        self._lines: list[tuple[int, str | None]] = []
 
-    def add(self, number: int, text: bytes) -> None:
-        """Add what is to be written about a line."""
+    def add(self, number: int, text: bytes, failure: str | None = None) -> None:
+        """Add what is to be written about a line; `failure` is the code of its error."""
         self.data += text
-        self._numbers.append(number)
+        self._lines.append((number, failure))
 
     def mark(self, done: Done) -> None:
         """They are written."""
-        for number in self._numbers:
-            done.add(number, failed=self.kind == ERRORS)
+        for number, failure in self._lines:
+            done.add(number, failure)
         done.usage.add(self.usage)
 
 
@@ -51,8 +53,10 @@ class Ledger:
         self._store = store
         self._request = request
         self._parts: Parts | None = None
+        self._saving = anyio.Lock()
         self.record = record
         self.done = done
+        self.tally = Tally(record.progress)
 
     def open(self, parts: Parts) -> None:
         """Write outcomes to `parts` from now on."""
@@ -61,11 +65,16 @@ class Ledger:
     async def save(self, **changes: Any) -> None:
         """Write the record with `changes`, and the counts as they are. Raises Superseded."""
         done = self.done
-        self.record = msgspec.structs.replace(
-            self.record, completed=done.completed, failed=done.failed, usage=done.usage, **changes
-        )
-        await self._check()
-        await self._patiently(lambda: self._store.save(self._request.id, self.record))
+        async with self._saving:  # or an earlier record might overtake a later one
+            self.record = msgspec.structs.replace(
+                self.record, completed=done.completed, failed=done.failed, usage=done.usage, **changes
+            )
+            await self._check()
+            await self._patiently(lambda: self._store.save(self._request.id, self.record))
+
+    def progress(self, **now: Any) -> Progress:
+        """Return how the batch comes along, with what is so only `now`."""
+        return self.tally.progress(self.done.failures, **now)
 
     async def reach(self, status: str, now: float, **changes: Any) -> None:
         """Write that the batch has a new status. Raises Superseded."""

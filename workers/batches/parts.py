@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
@@ -9,7 +10,8 @@ from typing import Final
 from pipeline.stores.batches import Part, Usage
 from pipeline.stores.blobs import Blob, Blobs, BlobWriter, Growing
 from pipeline.stores.lines import PIECE, read_lines
-from workers.batches.answers import read_written
+from workers.batches.answers import read_error, read_result
+from workers.batches.tally import count
 
 RESULTS: Final = "results"
 ERRORS: Final = "errors"
@@ -24,6 +26,8 @@ class Done:
         self._bits = bytearray()
         self.completed = 0
         self.failed = 0
+        self.failures: Counter[str] = Counter()
+        """Lines that failed, by the code of the error."""
         self.usage = Usage()
 
     @property
@@ -35,18 +39,19 @@ class Done:
         at = number >> 3
         return at < len(self._bits) and bool(self._bits[at] & (1 << (number & 7)))
 
-    def add(self, number: int, *, failed: bool) -> bool:
-        """Take note of an outcome; False if the line had one."""
+    def add(self, number: int, failure: str | None = None) -> bool:
+        """Take note of an outcome, of an error by its code; False if the line had one."""
         if number in self:
             return False
         at = number >> 3
         if at >= len(self._bits):
             self._bits.extend(bytes(at + 1 - len(self._bits) + len(self._bits) // 8))
         self._bits[at] |= 1 << (number & 7)
-        if failed:
-            self.failed += 1
-        else:
+        if failure is None:
             self.completed += 1
+        else:
+            self.failed += 1
+            count(self.failures, failure)
         return True
 
 
@@ -118,9 +123,16 @@ async def _read(blobs: Blobs, batch_id: str, owner: int, done: Done, part: Part 
             async for lines in read_lines(blob, LONGEST):
                 for line in lines:
                     if line.end <= limit and line.data is not None:
-                        done.add(read_written(line.data, done.usage), failed=kind == ERRORS)
+                        _take(line.data, kind, done)
             sizes.append(limit)
     return Part(owner, *sizes)
+
+
+def _take(written: bytes, kind: str, done: Done) -> None:
+    if kind == RESULTS:
+        done.add(read_result(written, done.usage))
+    else:
+        done.add(*read_error(written))
 
 
 async def _whole(blob: Blob) -> int:

@@ -19,7 +19,7 @@ from pipeline.stores.batches import BatchState, BatchStore
 from pipeline.stores.blobs import Blob
 from pipeline.stores.files import FileStore, Wanted
 from pipeline.stores.lines import read_lines
-from pipeline.transport.feeding import FeedTransport, LineStream
+from pipeline.transport.feeding import FeedTransport, Lane, LineStream
 from workers.batches import answers
 from workers.batches.collector import Collector
 from workers.batches.feeder import Feeder
@@ -163,17 +163,23 @@ class BatchRun:
                 self._ended_by = "expired" if self._cancelled is None else "cancelled"
                 work.cancel()
                 return
-            if (record := self._ledger.record).completed + record.failed != self._ledger.done.count:
-                await self._ledger.save()
             try:
                 await stream.listen()
-                if window.has_inherited:
-                    empty = empty + 1 if await self._desk.transport.lane_is_empty() else 0
-                    if empty > EMPTY_LOOKS:
-                        window.lose_inherited()
+                lane = await self._desk.transport.lane()
+                empty = empty + 1 if lane.empty else 0
+                if empty > EMPTY_LOOKS:
+                    window.lose_inherited()
             except TransportError:
-                empty = 0
+                lane, empty = Lane({}, empty=False), 0
+            await self._report(window, lane)
             await anyio.sleep(LOOK_EVERY)
+
+    async def _report(self, window: Window, lane: Lane) -> None:
+        """Keep the record fresh. Raises Superseded."""
+        ledger = self._ledger
+        progress = ledger.progress(open=len(window.open), resting=window.resting, waiting=lane.waiting)
+        if progress != ledger.record.progress:
+            await ledger.save(progress=progress)
 
     # The end
 
@@ -193,7 +199,7 @@ class BatchRun:
         }
         if failpoints.ARMED:
             await failpoints.reach("feed.before_terminal")
-        await ledger.reach(status, self._desk.now(), **files)
+        await ledger.reach(status, self._desk.now(), progress=ledger.progress(), **files)
 
     async def _cancel_jobs(self, window: Window) -> None:
         jobs = window.jobs
@@ -209,7 +215,8 @@ class BatchRun:
             for line in lines:
                 if line.number not in done:
                     custom_id = self._reader.custom_id(line)
-                    errors.add(line.number, answers.unrun(self._request.hex, line.number, custom_id, code, message))
+                    text = answers.unrun(self._request.hex, line.number, custom_id, code, message)
+                    errors.add(line.number, text, code)
             await self._ledger.write(errors)
             errors = Outcomes(ERRORS)
 

@@ -125,6 +125,11 @@ class Window:
         self._inherited = set()
 
     @property
+    def resting(self) -> int:
+        """How many lines wait for a later try."""
+        return sum(not line.job and line.number not in self._inherited for line in self.open.values())
+
+    @property
     def jobs(self) -> list[str]:
         """Ids of the jobs under way."""
         return [line.job for line in self.open.values() if line.job]

@@ -85,7 +85,7 @@ async def test_answers_wait_until_they_are_settled_and_large_ones_are_fetched(ur
             await stream.read()
             assert await link.run(("XLEN", keyspace.lines("b"))) == 1
             assert await link.run(("EXISTS", *(a.reference for a in again if a.reference))) == 0
-        assert await transport.lane_is_empty()
+        assert (await transport.lane()).empty
 
 
 async def test_answers_that_nobody_listens_for_wait_as_long_as_a_batch_has(url: str, settings: Settings) -> None:
@@ -119,9 +119,9 @@ async def test_batch_jobs_that_hold_all_they_may_do_not_hold_up_the_next(
 
 async def test_a_job_that_nobody_fetched_keeps_the_lane_from_being_empty(url: str, settings: Settings) -> None:
     async with feeding_to(url, settings) as transport:
-        assert await transport.lane_is_empty()
+        assert (await transport.lane()).empty
         await transport.add([(batch_job(transport, "0-a"), b"{}")])
-        assert not await transport.lane_is_empty()
+        assert not (await transport.lane()).empty
 
 
 async def test_a_flush_is_noticed_with_what_it_took(url: str, settings: Settings) -> None:

@@ -52,6 +52,7 @@ async def test_a_new_owner_knows_what_is_done_and_what_it_came_to(blobs: LocalBl
     assert part == Part(1, len(result(1) + result(70_000)), len(error(2)))
     assert [number for number in (1, 2, 3, 69_999, 70_000, 10**9) if number in done] == [1, 2, 70_000]
     assert (done.completed, done.failed, done.count) == (2, 1, 3)
+    assert done.failures == {"batch_expired": 1}
     assert (done.usage.input_tokens, done.usage.output_tokens, done.usage.cached_tokens) == (6, 4, 2)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -16,10 +17,12 @@ from fakes.servers import Server, start_server
 from fakes.waiting import wait_until
 
 from pipeline.catalog import Catalog
-from pipeline.errors import DeadlineExceeded, UpstreamOverloaded
+from pipeline.errors import DeadlineExceeded, InvalidRequest, UpstreamOverloaded
+from pipeline.job import Facts
 from pipeline.runner import Stop
 from pipeline.settings import BatchSettings, FileSettings, Settings, TransportSettings
 from pipeline.stage import Delivery, Done, Fail, Outcome
+from pipeline.stores.batch_progress import Latency
 from pipeline.stores.batches import BatchState, BatchStore
 from pipeline.stores.files import FileStore, Wanted
 from pipeline.stores.local import LocalBlobs
@@ -27,6 +30,7 @@ from pipeline.transport.feeding import FeedTransport
 from workers.batches.keeper import Keeper
 from workers.batches.lines import line_of
 from workers.batches.run import Desk
+from workers.batches.tally import count
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
@@ -131,6 +135,43 @@ async def test_lines_that_nobody_can_serve_hold_the_feeding_up_and_come_again(
         served = True
         state = await ended(desk, batch_id)
     assert (state.record.completed, state.record.failed) == (100, 0)
+
+
+async def test_a_batch_tells_how_it_comes_along(server: Server, settings: Settings) -> None:
+    let_go = anyio.Event()
+
+    async def mixed(delivery: Delivery) -> Outcome:
+        number = line_of(delivery.job.id)
+        if number == 1 and delivery.job.id.endswith(".1"):
+            return Fail(UpstreamOverloaded("not now"))
+        if number == 2:
+            return Fail(InvalidRequest("not like that"))
+        if number > 2:
+            await let_go.wait()
+        return Done(b"{}", Facts(provider_ms=40.0))
+
+    desk = make_desk(server, settings)
+    async with working(server, settings, ScriptedStage(mixed)), keeping(desk):
+        batch_id = await create(desk, lines(10))
+
+        async def halfway() -> bool:
+            progress = (await desk.store.get(batch_id, None)).record.progress
+            return (progress.open, progress.resting, progress.retries) == (8, 0, 1)
+
+        await wait_until(halfway)
+        let_go.set()
+        progress = (await ended(desk, batch_id)).record.progress
+    assert (progress.open, progress.resting, progress.retries) == (0, 0, 1)
+    assert progress.causes == {"upstream_rate_limited": 1}
+    assert progress.failures == {"invalid_request": 1}
+    assert progress.latency_ms == Latency(p50=40.0, p99=40.0)
+
+
+def test_codes_that_providers_make_up_are_told_apart_to_a_bound() -> None:
+    codes: Counter[str] = Counter()
+    for number in range(100):
+        count(codes, f"code-{number}")
+    assert (len(codes), codes["other"], codes.total()) == (33, 68, 100)
 
 
 async def test_a_full_disk_stops_a_batch_and_half_a_line_is_never_there(
