@@ -351,7 +351,7 @@ def test_the_providers_named_are_those_there_are() -> None:
 def every_error(kind: type[errors.PipelineError] = errors.PipelineError) -> Iterator[type[errors.PipelineError]]:
     yield kind
     for below in kind.__subclasses__():
-        if below.__module__ == errors.__name__:
+        if below.__module__.startswith(f"{errors.__name__}."):
             yield from every_error(below)
 
 

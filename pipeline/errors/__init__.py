@@ -1,0 +1,140 @@
+"""
+The one tree of errors.
+
+Two questions per class: what does the client see (`status`, `type`, `code`), may another deployment do better.
+
+```text
+PipelineError
+├─ RequestError            4xx, replied at once
+│  ├─ InvalidRequest       400   ├─ Unauthenticated  401   ├─ NotAllowed     403
+│  ├─ ModelNotFound        404   ├─ PromptNotFound   404   ├─ NotFound       404
+│  ├─ MethodNotAllowed     405   ├─ RequestTimeout   408   ├─ BodyTooLarge   413
+│  ├─ EncodingNotSupported 415   ├─ BacklogFull      429   ├─ MasterKeyNeeded 403
+│  └─ NoSuchFile           404   ├─ QuotaExceeded    403   └─ RangeNotSatisfiable 416
+├─ PromptManagerError      502, no retry by the client: it would only call the manager again
+│  ├─ PromptTimeout        504   ├─ PromptModelUnknown 502 └─ PromptWorkerLost 502 (the hook killed its process)
+├─ UpstreamError           the router may go elsewhere
+│  ├─ UpstreamRejected     4xx   the provider's own word       (not retryable)
+│  ├─ UpstreamOverloaded   429   ├─ UpstreamUnavailable 502/503 ├─ UpstreamTimeout 504 └─ UpstreamGarbled 502
+│  ├─ UpstreamResting      429   every deployment rests, so none was asked (an UpstreamOverloaded)
+│  ├─ UpstreamBusy         503   (an UpstreamUnavailable: the provider's own 503 or 529)
+│  ├─ UpstreamAuthFailed   502   the deployment's key was refused: ours, so never a 401 to the client
+│  └─ ModelDisabled        503   the deployment's key is not set
+├─ ConfigMismatch          503   this worker's configuration does not know the job's model
+├─ DeadlineExceeded        504, never retried
+├─ WorkerLost              502, a worker died while it streamed
+├─ ShuttingDown            503, the ingress process stopped before the answer came
+├─ Cancelled               499, the client left
+├─ StorageFull             507, files cannot be written: the disk is full or read-only
+├─ StorageUnavailable      503, object storage trouble: what was asked for may have happened
+├─ FileDamaged             500, a file is not what was stored
+├─ InternalError           500, a bug of ours: the job is a dead letter
+├─ TransportError          503, Redis trouble; the job stays put
+│  ├─ TransportUnavailable ├─ TransportFull ├─ NoWorker └─ MessageUnreadable (a dead letter)
+└─ ConfigurationError      never seen by a client: ends the start with status 2
+```
+"""
+
+from __future__ import annotations
+
+from pipeline.errors.base import PipelineError
+from pipeline.errors.own import (
+    Cancelled,
+    ConfigMismatch,
+    ConfigurationError,
+    DeadlineExceeded,
+    FileDamaged,
+    InternalError,
+    MessageUnreadable,
+    NoWorker,
+    PromptManagerError,
+    PromptModelUnknown,
+    PromptTimeout,
+    PromptWorkerLost,
+    ShuttingDown,
+    StorageFull,
+    StorageUnavailable,
+    TransportError,
+    TransportFull,
+    TransportUnavailable,
+    WorkerLost,
+)
+from pipeline.errors.requests import (
+    BacklogFull,
+    BodyTooLarge,
+    EncodingNotSupported,
+    InvalidRequest,
+    MasterKeyNeeded,
+    MethodNotAllowed,
+    ModelNotFound,
+    NoSuchFile,
+    NotAllowed,
+    NotFound,
+    PromptNotFound,
+    QuotaExceeded,
+    RangeNotSatisfiable,
+    RequestError,
+    RequestTimeout,
+    Unauthenticated,
+)
+from pipeline.errors.upstream import (
+    ModelDisabled,
+    UpstreamAuthFailed,
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamGarbled,
+    UpstreamOverloaded,
+    UpstreamRejected,
+    UpstreamResting,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+
+__all__ = [
+    "BacklogFull",
+    "BodyTooLarge",
+    "Cancelled",
+    "ConfigMismatch",
+    "ConfigurationError",
+    "DeadlineExceeded",
+    "EncodingNotSupported",
+    "FileDamaged",
+    "InternalError",
+    "InvalidRequest",
+    "MasterKeyNeeded",
+    "MessageUnreadable",
+    "MethodNotAllowed",
+    "ModelDisabled",
+    "ModelNotFound",
+    "NoSuchFile",
+    "NoWorker",
+    "NotAllowed",
+    "NotFound",
+    "PipelineError",
+    "PromptManagerError",
+    "PromptModelUnknown",
+    "PromptNotFound",
+    "PromptTimeout",
+    "PromptWorkerLost",
+    "QuotaExceeded",
+    "RangeNotSatisfiable",
+    "RequestError",
+    "RequestTimeout",
+    "ShuttingDown",
+    "StorageFull",
+    "StorageUnavailable",
+    "TransportError",
+    "TransportFull",
+    "TransportUnavailable",
+    "Unauthenticated",
+    "UpstreamAuthFailed",
+    "UpstreamBusy",
+    "UpstreamError",
+    "UpstreamGarbled",
+    "UpstreamOverloaded",
+    "UpstreamRejected",
+    "UpstreamResting",
+    "UpstreamTimeout",
+    "UpstreamUnavailable",
+    "WorkerLost",
+]
