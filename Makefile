@@ -4,7 +4,7 @@
 VENV ?= .venv
 PORT ?= 4000
 COVERAGE ?= 95
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 # The first interpreter that is new enough; pyenv's shims exist for versions that are not installed, so each is run.
 CANDIDATES := python3 python3.13 python3.12 python3.11

@@ -38,7 +38,7 @@ def test_under_three_times_the_load_the_workers_stay_busy_and_the_rest_is_refuse
     assert figures["statuses"]["200"] + figures["statuses"]["429"] > 0.8 * sum(figures["statuses"].values())
     assert figures["statuses"]["429"] > figures["statuses"]["200"] / 2
     assert figures["admitted"]["p99"] < longest_wait
-    assert figures["refused"]["p50"] < 0.2
+    assert figures["refused"]["p50"] < 0.5
     assert 1 <= figures["retry_after"]["p50"] <= 60
     assert figures["recovered"] < 3
     for role, (first, last) in figures["rss_mb"].items():

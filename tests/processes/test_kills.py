@@ -37,7 +37,8 @@ RECOVERY = 10.0
 LATE = 1.0
 """Seconds by which a busy provider may notice a call after it was made."""
 
-SHORT_HOOK = "import time\n" + MANAGER.replace("        return", "        time.sleep(0.1)\n        return")
+SHORT_HOOK = "import time\n" + MANAGER.replace("        return", "        time.sleep(0.3)\n        return")
+"""Long enough that clients on a busy machine are not slower than the stage: it holds some of them when it is killed."""
 
 
 def slow_answer(received: Received) -> Answer:

@@ -16,6 +16,11 @@ from fakes.loads import asked, called_twice, load, slow
 from fakes.upstream import Answer, Received, ScriptedUpstream, completion, hang, reply, run_upstream_in_thread
 from fakes.waiting import wait_until
 
+from pipeline.job import LIVE
+from pipeline.startup import embedded_url
+from pipeline.transport import keyspace
+from pipeline.transport.connection import Link
+
 pytestmark = [pytest.mark.processes, pytest.mark.anyio]
 
 
@@ -72,6 +77,17 @@ async def test_a_process_that_is_told_to_end_under_load_is_replaced_and_nobody_n
     await wait_until(lambda: drained(directory), timeout=20, every=0.1)
 
 
+async def holder(directory: Path) -> int:
+    """Return the pid of a dispatch process that holds jobs."""
+    link = Link(embedded_url(directory), "test")
+    try:
+        (consumers,) = await link.call(("XINFO", "CONSUMERS", keyspace.jobs("dispatch", LIVE), keyspace.GROUP))
+    finally:
+        await link.close()
+    found = [dict(zip(consumer[::2], consumer[1::2], strict=True)) for consumer in consumers]
+    return next(int(who[b"name"].split(b"-")[-2]) for who in found if who[b"pending"])
+
+
 async def test_what_a_draining_worker_fetched_and_did_not_start_is_done_by_another_within_a_second(
     tmp_path: Path,
 ) -> None:
@@ -87,7 +103,7 @@ async def test_what_a_draining_worker_fetched_and_did_not_start_is_done_by_anoth
             for number in range(10):
                 tasks.start_soon(caller.chat, f"long {number}")
             await wait_until(lambda: len(upstream.requests) == 10, timeout=20)
-            draining = gateway.child("worker dispatch")
+            draining = await holder(tmp_path / ".promptmill")
             os.kill(draining, signal.SIGTERM)  # while its read waits for more
             sent = time.monotonic()
             answers = await caller.gather(*({"text": f"quick {number}"} for number in range(20)))
