@@ -14,6 +14,7 @@ from pipeline import failpoints
 from pipeline.errors import InvalidRequest
 from pipeline.intake import DISPATCH, RESOLVE_DISPATCH, Asked, find_prompt
 from pipeline.job import LIVE, Facts, Job
+from pipeline.operations import OPERATIONS
 from pipeline.views import MAX_NAME, View, decode_view
 
 SECRET_HEADERS: Final = (b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key", b"cookie", b"proxy-")
@@ -53,7 +54,7 @@ def make_job(exchange: Exchange, view: View, operation: str) -> Job:
     """Return the job of a request. Raises InvalidRequest, ModelNotFound and NotAllowed."""
     edge, key = exchange.edge, exchange.key
     assert key is not None
-    name: str = exchange.scope["path_params"].get("model") or view.model or ""
+    name: str = exchange.scope["path_params"].get("model") or view.model or OPERATIONS[operation].model
     if len(name) > MAX_NAME:  # in a body the view sees to that, but a path may hold one as well
         raise InvalidRequest(f"a model's name has at most {MAX_NAME} characters", param="model")
     exchange.facts = Facts(model=name)

@@ -8,12 +8,13 @@ from typing import Final, NamedTuple
 from pipeline.catalog import Catalog, Group, allows
 from pipeline.errors import InvalidRequest, ModelNotFound, NotAllowed
 from pipeline.job import PromptRef
+from pipeline.operations import OPERATIONS
 from pipeline.views import View, decode_prompt, kind
 
 DISPATCH: Final = ("dispatch",)
 RESOLVE_DISPATCH: Final = ("resolve", "dispatch")
 
-BATCHED: Final = {"/v1/chat/completions": "chat.completions", "/v1/responses": "responses"}
+BATCHED: Final = {f"/v1{operation.path}": name for name, operation in OPERATIONS.items()}
 """Paths that lines of a batch may name, and the operations of their jobs."""
 
 
@@ -39,17 +40,21 @@ def find_prompt(asked: Asked, catalog: Catalog, header: Callable[[str], str] = n
 
     Raises InvalidRequest, ModelNotFound and NotAllowed.
     """
+    if asked.view.stream and not OPERATIONS[asked.operation].streams:
+        raise InvalidRequest(f"{asked.operation} are not streamed; leave `stream` out", param="stream")
     group = catalog.group(asked.model) if asked.model else None
-    prompt = _reference(asked.view, group, header)
+    prompt = _reference(asked.view, asked.operation, group, header)
     if prompt is None:
         _check_without_prompt(asked.view, asked.operation, asked.model)
         _check_model(catalog, asked.allowed, asked.model, group)
     return prompt
 
 
-def _reference(view: View, group: Group | None, header: Callable[[str], str]) -> PromptRef | None:
+def _reference(view: View, operation: str, group: Group | None, header: Callable[[str], str]) -> PromptRef | None:
     """Return the reference of the first place that has one: body, `prompt` object, headers, model group."""
     found = decode_prompt(view)
+    if found is not None and OPERATIONS[operation].content == "prompt":
+        raise InvalidRequest("`prompt` is text here; reference a prompt by `prompt_id`", param="prompt")
     if view.prompt_id is not None:
         if found is not None and found.id is not None and found.id != view.prompt_id:
             raise InvalidRequest("`prompt_id` and `prompt.id` differ; send one of them", param="prompt_id")
@@ -70,8 +75,9 @@ def _reference(view: View, group: Group | None, header: Callable[[str], str]) ->
 
 def _check_without_prompt(view: View, operation: str, name: str) -> None:
     """Nobody will add what is missing."""
-    if operation == "chat.completions" and not kind(view.messages):
-        raise InvalidRequest("`messages` is missing; send it, or reference a prompt by `prompt_id`", param="messages")
+    content, required = OPERATIONS[operation].content, OPERATIONS[operation].required
+    if required and not kind(getattr(view, content)):
+        raise InvalidRequest(f"`{content}` is missing; send it, or reference a prompt by `prompt_id`", param=content)
     if not name:
         raise InvalidRequest("`model` is missing; `GET /v1/models` lists what there is", param="model")
 

@@ -53,7 +53,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     id: str
     operation: str
-    """What the client called: `chat.completions` or `responses`."""
+    """What the client called: one of `pipeline.operations`."""
     stages_left: tuple[str, ...]
     deadline: int
     admitted: int = 0

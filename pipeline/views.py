@@ -48,6 +48,7 @@ class View(msgspec.Struct, frozen=True):
     prompt_label: Text | None = None
     prompt_variables: msgspec.Raw = ABSENT
     prompt: msgspec.Raw = ABSENT
+    input: msgspec.Raw = ABSENT
     timeout: Seconds | None = None
     num_retries: Count | None = None
     n: Integer | None = None

@@ -14,6 +14,7 @@ from ingress import endpoints
 from ingress.auth import OPEN_PATHS
 from pipeline import plugins
 from pipeline.errors import TransportUnavailable
+from pipeline.operations import OPERATIONS, Operation
 
 pytestmark = pytest.mark.anyio
 LOCKED = make_settings(keys=KEYS)
@@ -29,6 +30,21 @@ CASES = [
 
 def test_there_are_endpoints() -> None:
     assert {"chat", "responses", "models", "health", "metrics"} <= set(plugins.names(endpoints))
+
+
+@pytest.mark.parametrize(("name", "operation"), OPERATIONS.items())
+async def test_every_operation_is_served_under_its_path_and_asks_for_its_content(
+    name: str, operation: Operation
+) -> None:
+    transport = FakeTransport()
+    async with calling(transport, LOCKED, MASTER) as client:
+        body = {"model": "gpt-4", operation.content: [] if operation.content == "messages" else "hi"}
+        assert (await client.post(f"/v1{operation.path}", json=body)).status_code == 200
+        assert transport.job.operation == name
+        missing = await client.post(f"/v1{operation.path}", json={"model": "gpt-4"})
+        assert missing.status_code == (400 if operation.required else 200)
+        streamed = await client.post(f"/v1{operation.path}", json={**body, "stream": True})
+        assert streamed.status_code == (200 if operation.streams else 400)
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)

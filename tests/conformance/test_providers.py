@@ -10,13 +10,13 @@ from fakes.upstream import completion
 
 from pipeline import plugins
 from pipeline.errors import InvalidRequest, UpstreamError, UpstreamGarbled
+from pipeline.operations import OPERATIONS
 from workers import providers
 from workers.providers._dialect import Endpoint, LocalAnswer, Provider, UpstreamRequest
 from workers.providers._fields import as_fields
 
 FOUND: dict[str, Provider] = plugins.load_all(providers, "provider")
 CASES = [(provider, prefix) for provider in FOUND.values() for prefix in provider.prefixes]
-OPERATIONS = ("chat.completions", "responses")
 
 pytestmark = pytest.mark.parametrize(("provider", "prefix"), CASES, ids=[prefix for _, prefix in CASES])
 
@@ -33,7 +33,8 @@ def test_a_prefix_belongs_to_one_provider(provider: Provider, prefix: str) -> No
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_request_goes_to_the_deployments_address_or_nowhere(provider: Provider, prefix: str, operation: str) -> None:
-    fields = as_fields({"model": "m", "messages": [{"role": "user", "content": "hi"}], "input": "hi"})
+    messages = [{"role": "user", "content": "hi"}]
+    fields = as_fields({"model": "m", "messages": messages, "input": "hi", "prompt": "hi"})
     try:
         request = provider.request(operation, fields, endpoint(provider, prefix))
     except InvalidRequest:

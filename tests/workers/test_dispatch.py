@@ -133,6 +133,21 @@ async def test_responses_go_to_their_own_path_with_their_metadata(upstream: Scri
     assert (answer.facts.prompt_tokens, answer.facts.completion_tokens) == (1, 2)
 
 
+@pytest.mark.parametrize(
+    ("operation", "field"), [("completions", "prompt"), ("embeddings", "input"), ("moderations", "input")]
+)
+async def test_texts_go_to_their_own_paths_and_their_tokens_are_counted(
+    upstream: ScriptedUpstream, operation: str, field: str
+) -> None:
+    upstream.script(reply({"data": [], "usage": {"prompt_tokens": 4, "total_tokens": 4}}))
+    body = {"model": "gpt-4", field: ["a", "b"], "encoding_format": "base64"}
+    noted = {**body, "metadata": {"a": "b"}, "api_base": "http://x"}
+    answer = done(await handled(upstream, delivery(noted, operation=operation)))
+    assert upstream.requests[0].path == f"/v1/{operation}"
+    assert upstream.requests[0].json == body
+    assert (answer.facts.prompt_tokens, answer.facts.completion_tokens) == (4, 0)
+
+
 async def test_wildcards_and_aliases_find_their_deployment(upstream: ScriptedUpstream) -> None:
     wild = deployment("openai/*", "openai/*", api_base=upstream.url)
     async with dispatching(wild, router=RouterSettings(aliases={"fast": "openai/*"})) as opened:

@@ -317,6 +317,42 @@ async def test_an_input_of_the_wrong_type_is_the_clients_mistake(tmp_path: Path)
     assert "input" in failed(outcome, InvalidRequest)
 
 
+TEXTS = [("completions", "prompt"), ("embeddings", "input"), ("moderations", "input")]
+
+
+@pytest.mark.parametrize(("operation", "field"), TEXTS)
+async def test_a_text_is_one_user_message_and_the_messages_become_one_text(
+    tmp_path: Path, operation: str, field: str
+) -> None:
+    body = {"messages": ..., field: "hi", "user": "me"}
+    outcome = await resolve(seed(tmp_path), body, operation=operation)
+    assert forwarded(outcome) == {field: "Be a good Bot!\n\nhi", "user": "me"}
+
+
+@pytest.mark.parametrize(("operation", "field"), TEXTS)
+async def test_a_text_the_manager_left_alone_stays_as_it_was(tmp_path: Path, operation: str, field: str) -> None:
+    outcome = await resolve(
+        configured(tmp_path, sync_hook(UNCHANGED)), {"messages": ..., field: "hi"}, operation=operation
+    )
+    assert forwarded(outcome) == {field: "hi"}
+
+
+@pytest.mark.parametrize(("operation", "field"), TEXTS)
+async def test_a_prompt_is_filled_with_one_text_and_not_with_several(
+    tmp_path: Path, operation: str, field: str
+) -> None:
+    outcome = await resolve(seed(tmp_path), {"messages": ..., field: ["a", "b"]}, operation=operation)
+    assert field in failed(outcome, InvalidRequest)
+    nothing = await resolve(configured(tmp_path, sync_hook(UNCHANGED)), {"messages": ...}, operation=operation)
+    assert field in failed(nothing, InvalidRequest)
+
+
+async def test_a_manager_returns_a_text_as_a_message_and_not_as_a_parameter(tmp_path: Path) -> None:
+    source = sync_hook("return model, messages, {'prompt': 'mine'}")
+    outcome = await resolve(configured(tmp_path, source), {"messages": ..., "prompt": "hi"}, operation="completions")
+    assert "second element" in failed(outcome, PromptManagerError)
+
+
 async def test_user_code_never_runs_on_the_transports_thread(tmp_path: Path) -> None:
     noting = """
     def should_run_prompt_management(self, prompt_id, prompt_spec, dynamic_callback_params):

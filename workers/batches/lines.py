@@ -8,6 +8,7 @@ from pipeline.catalog import Catalog
 from pipeline.errors import RequestError
 from pipeline.intake import BATCHED, DISPATCH, RESOLVE_DISPATCH, Asked, find_prompt
 from pipeline.job import BATCH, PARTITION, Job, PromptRef
+from pipeline.operations import OPERATIONS
 from pipeline.settings import Settings
 from pipeline.stores.batch_lines import BatchLine, LineError, check_line
 from pipeline.stores.batches import BatchRequest
@@ -48,7 +49,7 @@ class LineReader:
             return LineError(error.code, error.message, param, line.number)
 
     def _judge(self, line: BatchLine) -> Request:
-        body, model = bytes(line.body), line.model or ""
+        body, model = bytes(line.body), line.model or OPERATIONS[self._operation].model
         view = decode_view(body)
         asked = Asked(view, self._operation, model, self._request.allowed_models)
         return Request(line.custom_id, body, model, view, find_prompt(asked, self._catalog))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from pipeline.operations import OPERATIONS
+
 PROMPT_FIELDS: Final = frozenset(
     {"prompt_id", "prompt_variables", "prompt_label", "prompt_version", "prompt_environment"}
 )
@@ -53,5 +55,10 @@ def is_gateway_field(name: str) -> bool:
 
 
 def messages_field(operation: str) -> str:
-    """Return the body field that holds the conversation."""
-    return "input" if operation == "responses" else "messages"
+    """Return the body field that holds the conversation, or the text that stands for one."""
+    return OPERATIONS[operation].content
+
+
+def is_text(operation: str) -> bool:
+    """Whether that field is sent upstream as a text: what a manager says has to become one."""
+    return OPERATIONS[operation].texts

@@ -40,13 +40,15 @@ class HookRequest(msgspec.Struct, frozen=True, kw_only=True):
         return None if value is None or value == NULL else value
 
     def messages(self) -> list[Any]:
-        """Return the conversation as a fresh list, empty when the client sent none; a text input is a user message."""
+        """Return the conversation as a fresh list, empty when the client sent none; a text is a user message."""
         name = fields.messages_field(self.operation)
         value = copy(self.raw(name))
         if value is None:
             return []
-        if name == "input" and isinstance(value, str):
+        if name != "messages" and isinstance(value, str):
             return [{"role": "user", "content": value}]
+        if fields.is_text(self.operation):
+            raise InvalidRequest(f"a prompt is filled with one text; send `{name}` as one, not as a list", param=name)
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
             raise InvalidRequest(f"`{name}` must be a list of objects; send it as such", param=name)
         return value

@@ -9,8 +9,8 @@ import msgspec
 from pipeline.errors import PromptManagerError
 from pipeline.job import decode_json
 from workers.prompts import fields
+from workers.prompts.dialects import to_input, to_text
 from workers.prompts.request import HookRequest, copy, is_prompt_object
-from workers.prompts.responses import to_input
 
 LARGEST: Final = 32 * 2**20
 """Bytes of JSON a manager may return, as much as a request may hold."""
@@ -70,7 +70,10 @@ def _add_messages(request: HookRequest, messages: list[Any], body: dict[str, msg
     passed = request.messages()
     if encoded == _encoded(passed, name):
         return
-    body[name] = encoded if name == "messages" else _encoded(to_input(messages, passed), name)
+    if fields.is_text(request.operation):
+        body[name] = _encoded(to_text(messages), name)
+    else:
+        body[name] = encoded if name == "messages" else _encoded(to_input(messages, passed), name)
 
 
 def _add_params(request: HookRequest, params: dict[Any, Any], body: dict[str, msgspec.Raw | None]) -> None:
@@ -84,10 +87,17 @@ def _add_params(request: HookRequest, params: dict[Any, Any], body: dict[str, ms
             _add_metadata(request, value, encoded, body)
         elif _is_as_passed(request, name, encoded) or name in fields.PROMPT_FIELDS or is_prompt_object(name, encoded):
             continue
-        elif name in _REFUSED or name in fields.CREDENTIAL_FIELDS:
-            raise PromptManagerError(f"the parameters it returned set {name!r}; {_REFUSED.get(name, _CREDENTIAL)}")
+        elif remedy := _remedy(request, name):
+            raise PromptManagerError(f"the parameters it returned set {name!r}; {remedy}")
         else:
             body[name] = None if value is None else encoded
+
+
+def _remedy(request: HookRequest, name: str) -> str:
+    """Return what a manager that sets this parameter should do instead; empty where it may."""
+    if name == fields.messages_field(request.operation):
+        return _REFUSED["messages"]
+    return _CREDENTIAL if name in fields.CREDENTIAL_FIELDS else _REFUSED.get(name, "")
 
 
 def _add_metadata(request: HookRequest, value: Any, encoded: msgspec.Raw, body: dict[str, msgspec.Raw | None]) -> None:
@@ -148,6 +158,6 @@ def merge(body: dict[str, msgspec.Raw], result: HookResult | None) -> dict[str, 
     }
 
 
-def is_empty_list(value: msgspec.Raw | None) -> bool:
-    """Whether a conversation is absent, null or without messages."""
+def is_empty(value: msgspec.Raw | None) -> bool:
+    """Whether a conversation or a text is absent, null or empty."""
     return value is None or (len(memoryview(value)) < 16 and not decode_json(value))

@@ -56,7 +56,7 @@ def kept_fields(operation: str, body: bytes, *, stream: bool) -> Fields:
         del fields[name]
     if (prompt := fields.get("prompt")) is not None and bytes(prompt).startswith(b"{"):
         del fields["prompt"]  # a prompt reference; what it stood for is in the messages by now
-    if operation == "chat.completions" and "metadata" in fields and not _metadata_is_stored(fields):
+    if operation != "responses" and "metadata" in fields and not _metadata_is_stored(fields):
         del fields["metadata"]
     if stream:
         fields["stream"] = _TRUE

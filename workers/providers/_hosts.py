@@ -5,19 +5,15 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
 
 from pipeline.errors import ModelDisabled
+from pipeline.operations import OPERATIONS
 from pipeline.redaction import LEAST, credentials, forms
 from pipeline.settings import ENVIRONMENT_PREFIX, Deployment, Secret
 from workers.providers._dialect import Endpoint
-
-PATHS: Final = MappingProxyType({"chat.completions": "/chat/completions", "responses": "/responses"})
-"""Where OpenAI's dialect has each operation, below `api_base`."""
 
 
 class Host(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,7 +53,7 @@ def endpoint(prefix: str, host: Host, deployment: Deployment, environment: Mappi
                 f"model {deployment.model_name!r} is not usable: its key or a header has characters no header may have",
                 hint="look for a line break or another control character in its `api_key` and `extra_headers`",
             )
-    urls = {operation: base + PATHS[operation] for operation in host.operations}
+    urls = {operation: base + OPERATIONS[operation].path for operation in host.operations}
     return Endpoint(prefix=prefix, urls=urls, headers=headers, secrets=_secrets(key, deployment))
 
 

@@ -9,7 +9,9 @@ from typing import Any, Final
 
 import msgspec
 
+from pipeline.operations import OPERATIONS
 from workers.providers._dialect import UNDECODABLE, Fields, LocalAnswer
+from workers.providers._local_texts import text_answer
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -54,7 +56,9 @@ def _content(message: _Message) -> str:
 
 
 def local_answer(operation: str, fields: Fields, text: str, usage: tuple[int, int]) -> LocalAnswer:
-    """Return `text` as a whole answer to a body, or as a stream when the body asks for one."""
+    """Return `text` as a whole answer to a body, or as a stream when it asks for one. Raises InvalidRequest."""
+    if OPERATIONS[operation].texts:
+        return text_answer(operation, fields, text, usage)
     model = msgspec.json.decode(fields["model"], type=str)
     streamed = "stream" in fields and bytes(fields["stream"]) == b"true"
     if operation == "responses":

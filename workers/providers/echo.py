@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipeline.errors import InvalidRequest, UpstreamError
+from pipeline.operations import OPERATIONS
 from pipeline.settings import Deployment
 from workers.providers._dialect import UNDECODABLE, Answer, Endpoint, Fields, LocalAnswer, StreamReader
 from workers.providers._errors import provider_error, said
 from workers.providers._local import local_answer, shown_messages
+from workers.providers._local_texts import text_answer
 from workers.providers.openai import provider as openai
 
 
@@ -22,11 +24,13 @@ class Echo:
         return Endpoint(prefix=prefix, urls={}, headers={})
 
     def request(self, operation: str, fields: Fields, endpoint: Endpoint) -> LocalAnswer:
-        """Return the answer itself. Raises InvalidRequest for messages that are none."""
+        """Return the answer itself. Raises InvalidRequest for messages, or a text, that are none."""
+        if OPERATIONS[operation].texts:
+            return text_answer(operation, fields, None, None)
         try:
             text = shown_messages(operation, fields)
         except UNDECODABLE:
-            name = "input" if operation == "responses" else "messages"
+            name = OPERATIONS[operation].content
             raise InvalidRequest(
                 f"`{name}` is not a list of messages", hint="send objects with `role` and `content`", param=name
             ) from None

@@ -21,13 +21,14 @@ from pipeline.errors import (
     PromptWorkerLost,
 )
 from pipeline.job import Facts, Job, encode_json
+from pipeline.operations import OPERATIONS
 from pipeline.stage import Defer, Delivery, Fail, Forward, Outcome, Stage, StageContext, StageSpec, put_off
 from workers.prompts.calls import Displaced
 from workers.prompts.consult import consult
 from workers.prompts.isolation import Isolation, open_isolation
 from workers.prompts.loading import Managers, load_managers
 from workers.prompts.request import decode_body, hook_request
-from workers.prompts.results import HookResult, is_empty_list, merge
+from workers.prompts.results import HookResult, is_empty, merge
 
 
 class ResolveStage:
@@ -70,12 +71,9 @@ class ResolveStage:
             facts = msgspec.structs.replace(facts, prompt="changed" if result.changed else "unchanged")
         name = self._model(job, group, result)
         merged = merge(body, result)
-        if (
-            job.operation != "responses"
-            and is_empty_list(merged.get("messages"))
-            and is_empty_list(body.get("messages"))
-        ):
-            raise InvalidRequest("there are no messages, and the prompt added none; send `messages`", param="messages")
+        content = OPERATIONS[job.operation].content
+        if OPERATIONS[job.operation].required and is_empty(merged.get(content)) and is_empty(body.get(content)):
+            raise InvalidRequest(f"`{content}` is empty, and the prompt added nothing; send it", param=content)
         facts = msgspec.structs.replace(facts, prompt_ms=_since(began))
         if failpoints.ARMED:
             await failpoints.reach("resolve.after_resolve")

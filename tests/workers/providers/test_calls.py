@@ -9,11 +9,12 @@ import pytest
 from fakes.configs import deployment
 
 from pipeline.errors import InvalidRequest, ModelDisabled
+from pipeline.operations import OPERATIONS
 from pipeline.settings import Secret
 from workers.providers._calls import Call, Calls
 from workers.providers._dialect import LocalAnswer, UpstreamRequest
 from workers.providers._fields import as_fields
-from workers.providers._hosts import PATHS, read_hosts
+from workers.providers._hosts import read_hosts
 
 CHAT = "chat.completions"
 HOSTS = read_hosts()
@@ -155,6 +156,6 @@ def test_a_mock_response_needs_neither_key_nor_provider() -> None:
 def test_the_hosts_file_holds_known_operations_and_usable_addresses() -> None:
     assert len(HOSTS) <= 8
     for prefix, host in HOSTS.items():
-        assert set(host.operations) <= set(PATHS), prefix
+        assert set(host.operations) <= set(OPERATIONS), prefix
         assert host.api_base.startswith("https://") or prefix in {"ollama", "hosted_vllm"}
         assert host.key or prefix == "ollama"

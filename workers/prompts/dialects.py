@@ -1,4 +1,4 @@
-"""Chat messages as items of the Responses dialect, for managers that speak chat."""
+"""Chat messages in the dialects of other operations, for managers that speak chat."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ def to_input(messages: list[Any], passed: list[Any]) -> list[Any]:
     """Return a manager's messages as `input` items; those that were passed in stay exactly as they were."""
     known = {_key(item) for item in passed}
     return [item for message in messages for item in ([message] if _key(message) in known else _items(message))]
+
+
+def to_text(messages: list[Any]) -> str:
+    """Return a manager's messages as one text: what they say in order, a blank line between them."""
+    return "\n\n".join(text for message in messages if (text := _text(message.get("content"))))
 
 
 def _key(item: Any) -> bytes:
@@ -64,7 +69,7 @@ def _part(part: Any, role: str) -> Any:
 
 
 def _text(content: Any) -> str:
-    """Return a tool's answer as text."""
+    """Return what a message says as text."""
     if isinstance(content, list):
         return "".join(part.get("text", "") for part in content if isinstance(part, dict))
     return "" if content is None else str(content)
