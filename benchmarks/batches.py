@@ -1,19 +1,82 @@
-"""`python -m benchmarks.batches`: one batch through a whole gateway; its rate, and what memory the feed takes."""
+"""`python -m benchmarks.batches`: one batch through a whole gateway; its rate, and what each process spent on it."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
+import threading
 import time
+from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
 import httpx2
+import msgspec
 
-from benchmarks import rig
+from benchmarks import measure, rig
+from benchmarks.slow_upstream import Seen, slow_upstream
 
 CHAT: Final = "/v1/chat/completions"
+RUNNING: Final = ("validating", "in_progress", "finalizing")
+SAMPLE_EVERY: Final = 1.0
+FULL: Final = 0.95
+"""Share of the most calls that were ever in flight from which on the upstream counts as full."""
+
+
+class Watch(threading.Thread):
+    """Notes once a second what memory each process has, and what a slow upstream has seen."""
+
+    def __init__(self, slow_url: str) -> None:
+        super().__init__(daemon=True)
+        self._pids = {pid: role for role, pids in measure.processes(os.getpid()).items() for pid in pids}
+        self._before = {pid: measure.cpu_seconds(pid) for pid in self._pids}
+        self._slow_url = slow_url
+        self._end = threading.Event()
+        self.memory: list[dict[str, float]] = []
+        self.seen: list[tuple[float, Seen]] = []
+
+    def run(self) -> None:
+        """Take samples until `stop`."""
+        while not self._end.wait(SAMPLE_EVERY):
+            self.memory.append(self._sum(measure.rss_bytes, 1 / 2**20))
+            if self._slow_url:
+                seen = msgspec.json.decode(httpx2.get(self._slow_url).content, type=Seen)
+                self.seen.append((time.monotonic(), seen))
+
+    def stop(self) -> None:
+        """Take no more of them."""
+        self._end.set()
+        self.join()
+
+    def cpu(self) -> dict[str, float]:
+        """Return the CPU seconds spent since the beginning, by what the processes do."""
+        return self._sum(lambda pid: measure.cpu_seconds(pid) - self._before[pid])
+
+    def peaks(self) -> dict[str, float]:
+        """Return the most resident megabytes the kernel has seen, by what the processes do."""
+        return self._sum(measure.peak_bytes, 1 / 2**20)
+
+    def full(self) -> dict[str, float]:
+        """Return the calls in flight and the answers a second while the slow upstream was full."""
+        most = max((seen.in_flight for _, seen in self.seen), default=0)
+        full = [(at, seen) for at, seen in self.seen if seen.in_flight >= FULL * most]
+        if len(full) < 2:
+            return {}
+        (begin, first), (end, last) = full[0], full[-1]
+        return {
+            "most_in_flight": last.most,
+            "in_flight": sum(seen.in_flight for _, seen in full) / len(full),
+            "answers_a_second": (last.answered - first.answered) / (end - begin),
+        }
+
+    def _sum(self, measured: Any, unit: float = 1.0) -> dict[str, float]:
+        sums: Counter[str] = Counter()
+        for pid, role in self._pids.items():
+            sums[role] += measured(pid) * unit
+        return dict(sums)
 
 
 def write_input(path: Path, lines: int, model: str, prompt: str) -> None:
@@ -25,48 +88,82 @@ def write_input(path: Path, lines: int, model: str, prompt: str) -> None:
             file.write(json.dumps({"custom_id": f"r{number}", "method": "POST", "url": CHAT, "body": body}) + "\n")
 
 
-def run(http: httpx2.Client, path: Path) -> tuple[dict[str, Any], float]:
-    """Run a batch to its end; return it with the seconds from its creation, validation included."""
+def run(http: httpx2.Client, path: Path) -> dict[str, Any]:
+    """Run a batch to its end; its `seconds` are those from its creation on, validation included."""
+    began = time.monotonic()
     with path.open("rb") as file:
         uploaded = http.post("/v1/files", data={"purpose": "batch"}, files={"file": ("in.jsonl", file)}).json()
+    figures: dict[str, Any] = {"upload_seconds": time.monotonic() - began}
     began = time.monotonic()
     wanted = {"input_file_id": uploaded["id"], "endpoint": CHAT, "completion_window": "24h"}
     batch = http.post("/v1/batches", json=wanted).json()
-    while batch["status"] in ("validating", "in_progress", "finalizing"):
+    while batch["status"] in RUNNING:
         time.sleep(0.25)
         batch = http.get(f"/v1/batches/{batch['id']}").json()
-    return batch, time.monotonic() - began
+        if batch["status"] != "validating":
+            figures.setdefault("validation_seconds", time.monotonic() - began)
+    figures["seconds"] = time.monotonic() - began
+    return {**figures, "status": batch["status"], "counts": batch["request_counts"]}
 
 
-def peak_memory(words: bytes) -> int:
-    """Return the most resident KB that the process with these words in its command line has had."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if words in (entry / "cmdline").read_bytes().replace(b"\0", b" "):
-                status = (entry / "status").read_text()
-                return int(status.partition("VmHWM:")[2].split()[0])
-        except OSError:  # it ended meanwhile
-            continue
-    return 0
+def measured(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
+    """Return what a batch took."""
+    path = directory / "in.jsonl"
+    write_input(path, options.lines, options.model, "1234" if options.prompt else "")
+    wanted = {"batch_window": options.window, "dispatch_slots": options.slots}
+    settings = {name: value for name, value in wanted.items() if value}
+    with ExitStack() as stack:
+        url = stack.enter_context(slow_upstream(options.latency) if options.latency else rig.upstream(directory))
+        gateway = stack.enter_context(rig.gateway(directory, url, f"promptmill_settings: {json.dumps(settings)}\n"))
+        http = stack.enter_context(httpx2.Client(base_url=gateway.url, timeout=600))
+        watch = Watch(url if options.latency else "")
+        watch.start()
+        figures = run(http, path)
+        watch.stop()
+        return {
+            **figures,
+            **settings,
+            "lines": options.lines,
+            "latency": options.latency,
+            "lines_a_second": options.lines / figures["seconds"],
+            "cpu_us_a_line": {role: cpu / options.lines * 1e6 for role, cpu in watch.cpu().items()},
+            "peak_mb": watch.peaks(),
+            "resident_mb": watch.memory,
+            "full": watch.full(),
+        }
+
+
+def report(figures: dict[str, Any]) -> None:
+    """Print the figures for a reader."""
+    print(
+        f"{figures['status']} {figures['counts']} in {figures['seconds']:.1f} s: "
+        f"{figures['lines_a_second']:,.0f} lines/s; upload {figures['upload_seconds']:.1f} s, "
+        f"validation {figures['validation_seconds']:.1f} s"
+    )
+    if full := figures["full"]:
+        print(
+            f"{full['most_in_flight']} calls in flight at most; while full {full['in_flight']:,.0f}, and "
+            f"{full['answers_a_second']:,.0f} answers/s, "
+            f"{full['answers_a_second'] * figures['latency'] / full['most_in_flight']:.0%} of concurrency / latency"
+        )
+    for role, cpu in sorted(figures["cpu_us_a_line"].items()):
+        print(f"{role:>12} {cpu:7.1f} us of CPU a line, {figures['peak_mb'][role]:6.0f} MB at most")
+    print(f"{'all':>12} {sum(figures['cpu_us_a_line'].values()):7.1f} us of CPU a line")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lines", type=int, default=50_000)
-    parser.add_argument("--window", type=int, default=2_000, help="batch_window")
+    parser.add_argument("--window", type=int, default=0, help="batch_window; 0: the default")
+    parser.add_argument("--slots", type=int, default=0, help="dispatch_slots; 0: the default")
+    parser.add_argument("--model", default="gpt-4")
     parser.add_argument("--prompt", action="store_true", help="send every line through a prompt manager")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds the upstream takes for a call")
+    parser.add_argument("--json", action="store_true", help="print every figure, memory by the second among them")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        path = directory / "in.jsonl"
-        write_input(path, options.lines, "gpt-4", "1234" if options.prompt else "")
-        settings = f"promptmill_settings: {{batch_window: {options.window}}}\n"
-        with rig.upstream(directory) as url, rig.gateway(directory, url, settings) as gateway:
-            with httpx2.Client(base_url=gateway.url, timeout=120) as http:
-                batch, seconds = run(http, path)
-            memory = peak_memory(b"-m pipeline feed")
-        print(f"{batch['status']} {batch['request_counts']} in {seconds:.1f} s: {options.lines / seconds:,.0f} lines/s")
-        print(f"peak memory of the feed: {memory / 1024:.0f} MB")
+        figures = measured(options, Path(name))
+    print(json.dumps(figures)) if options.json else report(figures)
 
 
 if __name__ == "__main__":

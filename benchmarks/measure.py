@@ -56,7 +56,7 @@ def load(
 
 
 def processes(root: int) -> dict[str, list[int]]:
-    """Return the descendants of `root` by what they do: ingress, resolve, dispatch, server, supervisor."""
+    """Return the descendants of `root` by what they do: a stage, ingress, feed, server, supervisor or upstream."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -78,7 +78,9 @@ def _role(pid: int, root: int) -> str:
     if pid == root:
         return "supervisor"
     words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
-    for role in ("ingress", "resolve", "dispatch"):
+    if "nginx" in words or "upstream" in words:
+        return "upstream"
+    for role in ("ingress", "resolve", "dispatch", "feed"):
         if re.search(rf"\b{role}\b", words.rpartition("/")[2]):
             return role
     return "server" if "-server" in words else "supervisor"
@@ -93,6 +95,12 @@ def cpu_seconds(pid: int) -> float:
 def rss_bytes(pid: int) -> int:
     """Return a process's resident memory."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+
+
+def peak_bytes(pid: int) -> int:
+    """Return the most resident memory a process has had."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def redis_commands(url: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import socket
 
@@ -16,7 +15,7 @@ from pipeline.errors import ConfigurationError
 from pipeline.exposure import check_exposure
 from pipeline.listener import listen
 from pipeline.settings import Settings
-from pipeline.startup import Source, redis_url, refuse
+from pipeline.startup import Source, redis_url, refuse, spare_collections
 from pipeline.transport.client import open_client
 
 
@@ -36,8 +35,7 @@ def ingress(config: str | None, host: str, port: int, data_dir: str | None, debu
         bound = _socket(settings, host, port)
     except ConfigurationError as error:
         refuse(error)
-    gc.freeze()  # what is loaded by now lives as long as the process: looking through it again and again is
-    gc.set_threshold(10_000)  # a tenth of all CPU, and hardly a request leaves a cycle behind
+    spare_collections()
     anyio.run(_run, settings, url, bound, source, backend_options={"use_uvloop": True})
 
 

@@ -42,6 +42,7 @@ def worker(stages: tuple[str, ...], config: str | None, data_dir: str | None, de
     settings = source.load()
     try:
         specs = [load_stage(name) for name in dict.fromkeys(stages)]
+        startup.spare_collections()
         ended = anyio.run(
             _serve,
             specs,

@@ -35,6 +35,7 @@ def feed(config: str | None, data_dir: str | None, debug: bool) -> None:
     """
     logs.configure(debug=debug)
     settings = startup.Source(config, data_dir).load()
+    startup.spare_collections()
     try:
         anyio.run(
             _serve, settings, startup.redis_url(settings), backend="asyncio", backend_options={"use_uvloop": True}
