@@ -66,9 +66,10 @@ REGISTER: Final = Script("register")
 CANCEL: Final = Script("cancel")
 STORE: Final = Script("store")
 PREPARE: Final = Script("prepare")
+FIND: Final = Script("find")
 _SCRIPTS: Final = {
     script.sha: script
-    for script in (ADMIT, WRITE, CLAIM, RENEW, RELEASE, MOVE, LISTEN, RETIRE, REGISTER, CANCEL, STORE, PREPARE)
+    for script in (ADMIT, WRITE, CLAIM, RENEW, RELEASE, MOVE, LISTEN, RETIRE, REGISTER, CANCEL, STORE, PREPARE, FIND)
 }
 
 

@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 
 from pipeline import logs
 from pipeline.errors import TransportError
-from pipeline.job import BATCH, Job, Reply, decode_reply
+from pipeline.job import BATCH, PARTITION, Job, Reply, decode_reply
 from pipeline.settings import Settings
 from pipeline.transport import keyspace
 from pipeline.transport.admission import Admission
@@ -19,11 +19,13 @@ from pipeline.transport.bodies import Bodies
 from pipeline.transport.cancels import cancellation
 from pipeline.transport.client import STAGES
 from pipeline.transport.clock import ServerClock
-from pipeline.transport.connection import LISTEN, Backoff, Command, Link
+from pipeline.transport.connection import FIND, LISTEN, Backoff, Command, Link
 from pipeline.transport.registry import BEAT, Registry, consumer_name, this_process
 
 BLOCK: Final = 0.5
 READ_COUNT: Final = 256
+FIND_COUNT: Final = 256
+"""Jobs looked at in one piece: they are copied, with what bodies are in their entries."""
 
 log = logs.logger("feed")
 
@@ -37,11 +39,11 @@ class Arrived(NamedTuple):
     """Key of a body that did not fit into the entry, else empty."""
 
 
-class Lane(NamedTuple):
-    """What the stages hold of all batches: lines that wait for a worker, and whether there is any line at all."""
+class UnderWay(NamedTuple):
+    """What Redis holds of a batch at one moment: the ids of its jobs, and of the last answer."""
 
-    waiting: dict[str, int]
-    empty: bool
+    jobs: list[str]
+    last_answer: str
 
 
 class LineStream:
@@ -52,16 +54,25 @@ class LineStream:
         self._bodies = bodies
         self._key = keyspace.lines(batch)
         self._last = "0-0"
+        self._concluded = "0-0"
         self._references: list[str] = []
         self._settled: tuple[Command, ...] = ()
 
-    async def listen(self) -> None:
-        """See that the stream lives on. Raises TransportUnavailable."""
-        if await self._link.run(LISTEN([self._key], keyspace.LINES_TTL_MS)):
-            self._last = "0-0"  # a new stream; its ids may be lower than those of the one that was lost
+    async def listen(self) -> bool:
+        """See that the stream lives on; return whether it had to be made. Raises TransportUnavailable."""
+        made = bool(await self._link.run(LISTEN([self._key], keyspace.LINES_TTL_MS)))
+        if made:
+            self._last = "0-0"  # its ids may be lower than those of the one that was lost
+        return made
+
+    def has_concluded(self, answer: str) -> bool:
+        """Whether all answers up to this one were read, and what they say was written down."""
+        return _place(self._concluded) >= _place(answer)
 
     async def read(self) -> list[Arrived]:
         """Return what came since the last time, within about half a second. Raises TransportError."""
+        # Whoever asks for more has written down what came before.
+        self._concluded = self._last
         read: Command = ("XREAD", "COUNT", READ_COUNT, "BLOCK", int(BLOCK * 1000), "STREAMS", self._key, self._last)
         *_, reply = await self._link.call(*self._settled, read, wait=BLOCK)
         self._settled = ()
@@ -102,6 +113,11 @@ class LineStream:
     async def close(self) -> None:
         """Close the connection."""
         await self._link.close()
+
+
+def _place(entry: str) -> tuple[int, ...]:
+    """Return an id as what ids are ordered by."""
+    return tuple(int(part) for part in entry.split("-"))
 
 
 def _arrived(values: dict[bytes, bytes]) -> Arrived:
@@ -146,20 +162,23 @@ class FeedTransport:
         until = self.now() + int(self._settings.batches.batch_line_timeout * 1000)
         await self._links["upkeep"].run(cancellation(((job, until) for job in jobs), oldest))
 
-    async def lane(self) -> Lane:
-        """Return what the stages hold of all batches. Raises TransportUnavailable."""
-        waiting, empty = {}, True
+    async def waiting(self) -> dict[str, int]:
+        """Return how many lines of all batches wait for a worker, by stage. Raises TransportUnavailable."""
+        waiting = {}
         for stage in STAGES:
             stream = keyspace.jobs(stage, BATCH)
-            length, delayed, pending = await self._links["upkeep"].call(
-                ("XLEN", stream),
-                ("ZCARD", keyspace.delayed(stage, BATCH)),
-                ("XPENDING", stream, keyspace.GROUP),
-            )
+            length, pending = await self._links["upkeep"].call(("XLEN", stream), ("XPENDING", stream, keyspace.GROUP))
             in_flight = 0 if isinstance(pending, ResponseError) else int(pending[0])
             waiting[stage] = max(0, length - in_flight)
-            empty = empty and not length + delayed
-        return Lane(waiting, empty)
+        return waiting
+
+    async def under_way(self, batch: str) -> UnderWay:
+        """Return what Redis holds of a batch. Raises TransportUnavailable."""
+        streams = [keyspace.jobs(stage, BATCH) for stage in STAGES]
+        delayed = [keyspace.delayed(stage, BATCH) for stage in STAGES]
+        find = FIND([keyspace.lines(batch), *streams, *delayed], f"{PARTITION}-{batch}-", FIND_COUNT)
+        last, *jobs = await self._links["upkeep"].run(find)
+        return UnderWay([job.decode() for job in jobs], last.decode())
 
     async def lease(self, batch: str) -> bool:
         """Take the lease of a batch, if nobody has it. Raises TransportUnavailable."""

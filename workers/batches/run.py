@@ -19,10 +19,11 @@ from pipeline.stores.batches import BatchState, BatchStore
 from pipeline.stores.blobs import Blob
 from pipeline.stores.files import FileStore, Wanted
 from pipeline.stores.lines import read_lines
-from pipeline.transport.feeding import FeedTransport, Lane, LineStream
+from pipeline.transport.feeding import FeedTransport, LineStream
 from workers.batches import answers
 from workers.batches.collector import Collector
 from workers.batches.feeder import Feeder
+from workers.batches.inheritance import Inheritance
 from workers.batches.ledger import Ledger, Outcomes, Superseded
 from workers.batches.lines import LineReader, OpenLine
 from workers.batches.parts import ERRORS, RESULTS, Done, Parts, adopt, open_parts, remove_parts
@@ -31,9 +32,6 @@ from workers.batches.window import Window
 
 LOOK_EVERY: Final = 0.5
 """Seconds between two looks at the clock, and for a cancellation."""
-
-EMPTY_LOOKS: Final = 2
-"""How often the batch lane must be seen empty before what earlier owners fed counts as lost."""
 
 CANCEL_MOST: Final = 512
 
@@ -154,8 +152,8 @@ class BatchRun:
         window.begin_at(blob.size, fed + 1)
 
     async def _watch(self, window: Window, stream: LineStream, work: anyio.CancelScope) -> None:
-        """Look for what ends the batch early, keep its record fresh, and see whether earlier lines were lost."""
-        empty = 0
+        """Look for what ends the batch early, keep its record fresh, and see what became of earlier owners' lines."""
+        inheritance = Inheritance(self._request.hex, window, stream, self._desk.transport)
         while True:
             if self._cancelled is None:
                 self._cancelled = await self._desk.store.cancelled(self._request.id)
@@ -164,20 +162,17 @@ class BatchRun:
                 work.cancel()
                 return
             try:
-                await stream.listen()
-                lane = await self._desk.transport.lane()
-                empty = empty + 1 if lane.empty else 0
-                if empty > EMPTY_LOOKS:
-                    window.lose_inherited()
+                await inheritance.look()
+                waiting = await self._desk.transport.waiting()
             except TransportError:
-                lane, empty = Lane({}, empty=False), 0
-            await self._report(window, lane)
+                waiting = {}
+            await self._report(window, waiting)
             await anyio.sleep(LOOK_EVERY)
 
-    async def _report(self, window: Window, lane: Lane) -> None:
+    async def _report(self, window: Window, waiting: dict[str, int]) -> None:
         """Keep the record fresh. Raises Superseded."""
         ledger = self._ledger
-        progress = ledger.progress(open=len(window.open), resting=window.resting, waiting=lane.waiting)
+        progress = ledger.progress(open=len(window.open), resting=window.resting, waiting=waiting)
         if progress != ledger.record.progress:
             await ledger.save(progress=progress)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Final
 
 import anyio
 
 from pipeline.stores.blobs import Blob
 from pipeline.stores.lines import Line, read_lines
-from workers.batches.lines import OpenLine
+from workers.batches.lines import OpenLine, line_of
 
 OPEN_BYTES: Final = 64 * 2**20
 """Bytes of open lines of one batch: its bodies are in Redis meanwhile."""
@@ -39,6 +39,9 @@ class Window:
         self._source: AsyncIterator[list[Line]] | None = None
         self._read: deque[Line] = deque()
         self._inherited: set[int] = set()
+        """Lines whose job, if there is one, an earlier owner fed."""
+        self.losses = 0
+        """Grows with what makes it uncertain whether those jobs are there."""
         self.changed = anyio.Event()
         """Set when lines were closed or have to be fed again; another one then stands in its place."""
 
@@ -57,12 +60,20 @@ class Window:
         line.wake = now + self._timeout
         self._inherited.add(line.number)
         self.add(line)
+        self.losses += 1
 
-    @property
-    def has_inherited(self) -> bool:
-        """Whether lines of an earlier owner are still without an outcome."""
+    def settle_inherited(self, jobs: Iterable[str]) -> None:
+        """These jobs of the batch are under way; lines of earlier owners that have none of them are fed again."""
         self._inherited &= self.open.keys()
-        return bool(self._inherited)
+        found = {line_of(job): job for job in jobs}
+        for number in self._inherited:
+            line = self.open[number]
+            if number in found:
+                line.job = found[number]
+            else:
+                line.rest(0.0)
+        self._inherited &= found.keys()
+        self.tell()
 
     def close(self, number: int) -> None:
         """A line has its outcome."""
@@ -70,6 +81,7 @@ class Window:
 
     def under_way(self, line: OpenLine, job: str, now: float) -> None:
         """A line has this job from now on."""
+        self._inherited.discard(line.number)
         line.job, line.wake = job, now + self._timeout + ANSWER_LATE
 
     def begin_at(self, offset: int, number: int) -> None:
@@ -103,26 +115,19 @@ class Window:
 
     def defer(self, line: OpenLine, now: float, retry_after: float | None) -> None:
         """Let a line rest because nobody could serve it: longer each time, and as long as was asked for."""
+        self._inherited.discard(line.number)
         rest = min(LONGEST_REST, 2.0**line.deferrals) * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load
         line.deferrals += 1
         line.rest(now + max(rest, retry_after or 0.0))
 
     def lose(self, last: int) -> None:
-        """Redis lost the admissions after number `last`; at 0 all it had, those of earlier owners too."""
+        """Redis lost the admissions after number `last`, and maybe some of earlier owners."""
         for line in self.open.values():
             if line.admission > last:
                 line.admission = 0
                 line.rest(0.0)
-        if not last:
-            self.lose_inherited()
+        self.losses += 1
         self.tell()
-
-    def lose_inherited(self) -> None:
-        """What earlier owners fed is not in Redis any more."""
-        for number in self._inherited:
-            if number in self.open and not self.open[number].job:
-                self.open[number].rest(0.0)
-        self._inherited = set()
 
     @property
     def resting(self) -> int:

@@ -14,7 +14,7 @@ from fakes.waiting import wait_until
 
 from pipeline.job import BATCH, Job
 from pipeline.settings import Settings
-from pipeline.stage import Delivery, Done, Outcome
+from pipeline.stage import Defer, Delivery, Done, Outcome
 from pipeline.transport import feeding, keyspace, stage_stream
 from pipeline.transport.feeding import Arrived, FeedTransport, LineStream
 
@@ -85,7 +85,7 @@ async def test_answers_wait_until_they_are_settled_and_large_ones_are_fetched(ur
             await stream.read()
             assert await link.run(("XLEN", keyspace.lines("b"))) == 1
             assert await link.run(("EXISTS", *(a.reference for a in again if a.reference))) == 0
-        assert (await transport.lane()).empty
+        assert not (await transport.under_way("b")).jobs
 
 
 async def test_answers_that_nobody_listens_for_wait_as_long_as_a_batch_has(url: str, settings: Settings) -> None:
@@ -117,11 +117,33 @@ async def test_batch_jobs_that_hold_all_they_may_do_not_hold_up_the_next(
             await read(stream, 90)
 
 
-async def test_a_job_that_nobody_fetched_keeps_the_lane_from_being_empty(url: str, settings: Settings) -> None:
-    async with feeding_to(url, settings) as transport:
-        assert (await transport.lane()).empty
-        await transport.add([(batch_job(transport, "0-a"), b"{}")])
-        assert not (await transport.lane()).empty
+async def test_the_jobs_of_a_batch_are_found_wherever_they_are(url: str, settings: Settings) -> None:
+    async def put_one_off(delivery: Delivery) -> Outcome:
+        return Defer(60.0, delivery.job) if delivery.job.id == "0-b-7-1.1" else Done()
+
+    async with feeding_to(url, settings) as transport, raw_link(url) as link:
+        ids = [f"0-b-{number}-1.1" for number in range(600)]
+        assert all(
+            await transport.add([(batch_job(transport, name), b'"0-b-999-9.9"') for name in ("0-c-1-1.1", *ids)])
+        )
+        found = await transport.under_way("b")
+        assert sorted(found.jobs) == sorted(ids)
+        assert found.last_answer == "0-0"
+        async with running_worker(url, settings, spec("dispatch", ScriptedStage(put_one_off))):
+
+            async def one_is_left() -> bool:
+                return (await transport.under_way("b")).jobs == ["0-b-7-1.1"]
+
+            await wait_until(one_is_left, timeout=10)
+        (newest, _), *_ = await link.run(("XREVRANGE", keyspace.lines("b"), "+", "-", "COUNT", 1))
+        found = await transport.under_way("b")
+        assert found.last_answer == newest.decode()
+        async with lines_of(transport, "b") as stream:
+            assert not stream.has_concluded(found.last_answer)
+            await read(stream, 599)
+            assert not stream.has_concluded(found.last_answer)
+            await stream.read()
+            assert stream.has_concluded(found.last_answer)
 
 
 async def test_a_flush_is_noticed_with_what_it_took(url: str, settings: Settings) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -12,13 +12,13 @@ import msgspec
 import pytest
 from fakes.batches import CHAT, lines
 from fakes.configs import settings as make_settings
-from fakes.pipelines import ScriptedStage, running_worker, spec
+from fakes.pipelines import ScriptedStage, raw_link, running_worker, spec
 from fakes.servers import Server, start_server
 from fakes.waiting import wait_until
 
 from pipeline.catalog import Catalog
 from pipeline.errors import DeadlineExceeded, InvalidRequest, UpstreamOverloaded
-from pipeline.job import Facts
+from pipeline.job import BATCH, Facts
 from pipeline.runner import Stop
 from pipeline.settings import BatchSettings, FileSettings, Settings, TransportSettings
 from pipeline.stage import Delivery, Done, Fail, Outcome
@@ -26,6 +26,7 @@ from pipeline.stores.batch_progress import Latency
 from pipeline.stores.batches import BatchState, BatchStore
 from pipeline.stores.files import FileStore, Wanted
 from pipeline.stores.local import LocalBlobs
+from pipeline.transport import keyspace
 from pipeline.transport.feeding import FeedTransport
 from workers.batches.keeper import Keeper
 from workers.batches.lines import line_of
@@ -217,6 +218,42 @@ async def test_two_feeds_share_batches_and_a_batch_has_one_owner(server: Server,
         states = [await ended(one, batch_id) for batch_id in ids]
     assert [state.claims for state in states] == [1] * 4
     assert [state.record.completed for state in states] == [50] * 4
+
+
+async def test_lines_that_were_lost_with_their_owner_are_fed_again_while_others_hold_the_lane(
+    server: Server, settings: Settings
+) -> None:
+    patient = msgspec.structs.replace(settings, batches=BatchSettings(batch_window=20, batch_line_timeout=600))
+    desk, heir = make_desk(server, patient), make_desk(server, patient)
+    async with raw_link(server.url) as link:
+
+        async def waiting() -> list[str]:
+            entries = await link.run(("XRANGE", keyspace.jobs("dispatch", BATCH), "-", "+"))
+            return [entry.decode() for entry, _ in entries]
+
+        async with keeping(desk):  # no worker fetches anything yet
+            stays = await create(desk, lines(4))
+            await wait_until(lambda: all_of(waiting, 4))
+            kept = set(await waiting())
+            lost = await create(desk, lines(6))
+            await wait_until(lambda: all_of(waiting, 10))
+        await link.run(("XDEL", keyspace.jobs("dispatch", BATCH), *(e for e in await waiting() if e not in kept)))
+
+        async def answer_one_batch(delivery: Delivery) -> Outcome:
+            if stays.removeprefix("batch_") in delivery.job.id:
+                await anyio.sleep_forever()
+            return await answer(delivery)
+
+        stage = ScriptedStage(answer_one_batch)
+        async with keeping(heir), working(server, patient, stage):
+            assert (await ended(heir, lost)).record.completed == 6
+            numbers = [line_of(d.job.id) for d in stage.seen if stays.removeprefix("batch_") in d.job.id]
+            assert sorted(numbers) == [1, 2, 3, 4], "what was under way was fed again"
+        await link.run(("FLUSHALL",))
+
+
+async def all_of(waiting: Callable[[], Awaitable[list[str]]], count: int) -> bool:
+    return len(await waiting()) == count
 
 
 async def test_the_window_is_shared_by_keys_and_then_by_batches(server: Server, settings: Settings) -> None:
