@@ -197,8 +197,10 @@ class BatchRun:
         await ledger.reach(status, self._desk.now(), progress=ledger.progress(), **files)
 
     async def _cancel_jobs(self, window: Window) -> None:
-        jobs = window.jobs
+        """Cancel what is under way, also where an earlier owner fed it; some of ours may be on the way to Redis."""
         try:
+            found = await self._desk.transport.under_way(self._request.hex)
+            jobs = list({*window.jobs, *found.jobs})
             for at in range(0, len(jobs), CANCEL_MOST):
                 await self._desk.transport.cancel(jobs[at : at + CANCEL_MOST])
         except TransportError:
