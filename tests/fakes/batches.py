@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
+from fakes.openai_shapes import check_batch, check_file, check_line
 from fakes.uploads import put
 from fakes.waiting import wait_until
 
@@ -66,15 +67,18 @@ class BatchClient:
     async def create(self, contents: bytes, **fields: Any) -> dict[str, Any]:
         """Upload an input and make a batch of it."""
         file = (await put(self.http, contents)).json()
+        check_file(file)
         wanted = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h", **fields}
         answer = await self.http.post("/v1/batches", json=wanted)
         assert answer.status_code == 200, answer.text
+        check_batch(answer.json())
         return dict(answer.json())
 
     async def get(self, batch_id: str) -> dict[str, Any]:
         answer = await self.http.get(f"/v1/batches/{batch_id}")
         assert answer.status_code == 200, answer.text
         assert set(answer.json()) == BATCH_KEYS
+        check_batch(answer.json())
         return dict(answer.json())
 
     async def done(self, batch_id: str) -> int:
@@ -96,11 +100,16 @@ class BatchClient:
 
         await wait_until(ended, timeout=timeout, every=0.1)
         batch = await self.get(batch_id)
-        return Outcome(batch, await self._lines(batch["output_file_id"]), await self._lines(batch["error_file_id"]))
+        output = await self._lines(batch["output_file_id"], failed=False)
+        return Outcome(batch, output, await self._lines(batch["error_file_id"], failed=True))
 
-    async def _lines(self, file_id: str | None) -> list[dict[str, Any]]:
+    async def _lines(self, file_id: str | None, *, failed: bool) -> list[dict[str, Any]]:
         if file_id is None:
             return []
+        check_file((await self.http.get(f"/v1/files/{file_id}")).json())
         answer = await self.http.get(f"/v1/files/{file_id}/content")
         assert answer.status_code == 200, answer.text
-        return [json.loads(text) for text in answer.content.splitlines()]
+        found = [json.loads(text) for text in answer.content.splitlines()]
+        for entry in found:
+            check_line(entry, failed=failed)
+        return found

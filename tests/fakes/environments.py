@@ -16,6 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
+from fakes import npm
+
 ROOT: Final = Path(__file__).parent.parent.parent
 REQUIREMENTS: Final = ROOT / "tests" / "sdk" / "requirements"
 SCRIPTS: Final = ROOT / "tests" / "sdk" / "scripts"
@@ -39,7 +41,13 @@ class Environments:
     def run(self, name: str, script: str, task: Any, *, timeout: float = 60) -> Any:
         """Send `task` to a script of `tests/sdk/scripts`, which is started once, and return what it answers."""
         if (name, script) not in self._scripts:
-            self._scripts[name, script] = Script(self.python(name), SCRIPTS / script)
+            python = self.python(name)
+            if script.endswith(".cjs"):
+                home = python.parents[1]
+                started = Script(npm.node(home), SCRIPTS / script, NODE_PATH=str(home / npm.PACKAGES))
+            else:
+                started = Script(python, SCRIPTS / script)
+            self._scripts[name, script] = started
         return self._scripts[name, script].run(task, timeout)
 
     def close(self) -> None:
@@ -52,16 +60,16 @@ class Environments:
 class Script:
     """A running script that takes a line of JSON and answers with one: importing an SDK takes seconds."""
 
-    def __init__(self, python: Path, script: Path) -> None:
+    def __init__(self, runner: Path, script: Path, **variables: str) -> None:
         self._name = script.name
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
-            [python, script],
+            [runner, script],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env=client_variables(),
+            env=client_variables() | variables,
         )
 
     def run(self, task: Any, timeout: float) -> Any:
@@ -100,7 +108,9 @@ def make(name: str) -> Path:
     """Make an environment unless it is there, and return its interpreter; other processes wait meanwhile."""
     requirements = REQUIREMENTS / f"{name}.txt"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    digest = hashlib.sha256(version.encode() + requirements.read_bytes()).hexdigest()[:12]
+    pins = requirements.with_suffix(".npm")
+    wanted = version.encode() + requirements.read_bytes() + (pins.read_bytes() if pins.exists() else b"")
+    digest = hashlib.sha256(wanted).hexdigest()[:12]
     home = Path(os.environ.get(VARIABLE) or ROOT / ".venvs")
     directory = home / f"{name}-{digest}"
     home.mkdir(parents=True, exist_ok=True)
@@ -109,6 +119,8 @@ def make(name: str) -> Path:
         if not (directory / COMPLETE).exists():
             shutil.rmtree(directory, ignore_errors=True)
             _install(directory, requirements)
+            if pins.exists():
+                npm.install(directory, pins)
             (directory / COMPLETE).touch()
     return directory / "bin" / "python"
 

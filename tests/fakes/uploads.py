@@ -8,6 +8,7 @@ from typing import Any
 import httpx2
 from fakes.configs import settings as make_settings
 from fakes.edges import KEYS
+from fakes.openai_shapes import check_file
 
 from pipeline.settings import FileSettings, Key, Secret, Settings
 
@@ -34,7 +35,10 @@ async def put(
     **fields: str,
 ) -> httpx2.Response:
     """Upload a file."""
-    return await client.post("/v1/files", data={"purpose": purpose, **fields}, files={"file": (name, contents)})
+    answer = await client.post("/v1/files", data={"purpose": purpose, **fields}, files={"file": (name, contents)})
+    if answer.status_code == 200:
+        check_file(answer.json())
+    return answer
 
 
 def form(*parts: bytes, boundary: bytes = b"x") -> bytes:

@@ -10,8 +10,13 @@ import httpx2
 import pytest
 from fakes.batches import BATCH_KEYS, CHAT
 from fakes.edges import MASTER, TEAM, calling
+from fakes.openai_shapes import BEFORE, ENDS, check_batch, check_page
 from fakes.transport import FakeTransport
 from fakes.uploads import OTHER, file_settings, put
+
+from pipeline.stores.batch_lines import LineError
+from pipeline.stores.batches import BatchStore, Record
+from pipeline.stores.local import LocalBlobs
 
 pytestmark = pytest.mark.anyio
 
@@ -36,11 +41,42 @@ async def create(client: httpx2.AsyncClient, **fields: Any) -> dict[str, Any]:
 async def test_a_new_batch_is_openais_object_with_every_key(client: httpx2.AsyncClient) -> None:
     batch = await create(client, metadata={"of": "mine"})
     assert set(batch) == BATCH_KEYS
+    check_batch(batch)
     assert (batch["object"], batch["status"], batch["endpoint"]) == ("batch", "validating", CHAT)
     assert batch["expires_at"] == batch["created_at"] + 24 * 3600
     assert batch["request_counts"] == {"total": 0, "completed": 0, "failed": 0}
     assert batch["metadata"] == {"of": "mine"}
     assert (await client.get(f"/v1/batches/{batch['id']}")).json() == batch
+
+
+@pytest.mark.parametrize("status", [*BEFORE, "cancelled at once"])
+async def test_a_batch_of_each_status_is_openais_object(
+    client: httpx2.AsyncClient, tmp_path: Path, status: str
+) -> None:
+    batch = await create(client)
+    store = BatchStore(LocalBlobs(tmp_path / "batches"))
+    state = await store.get(batch["id"], None)
+    said = status.partition(" ")[0]
+    if said.startswith("cancel"):
+        state = await store.cancel(state)
+    if status != "cancelled at once":
+        begun = int(state.request.created) + 1
+        reached = [name for name in (*BEFORE[said], f"{said}_at") if not name.startswith(("validating", "cancelling"))]
+        done = {"completed": 5, "failed": 2} if said in ENDS and said != "failed" else {"completed": 0, "failed": 0}
+        files = {"output_file_id": state.request.output_file_id, "error_file_id": state.request.error_file_id}
+        record = Record(
+            owner=await store.claim(state),
+            status="in_progress" if said == "cancelling" else said,
+            times={name: begun + number for number, name in enumerate(reached)},
+            total=7 if said != "failed" else 0,
+            errors=(LineError("invalid_json_line", "no", line=3), LineError("x", "y")) if said == "failed" else (),
+            **done,
+            **(files if done["completed"] else {}),
+        )
+        await store.save(batch["id"], record)
+    found = (await client.get(f"/v1/batches/{batch['id']}")).json()
+    check_batch(found)
+    assert found["status"] == ("cancelling" if status == "cancelled at once" else said)
 
 
 @pytest.mark.parametrize(
@@ -74,8 +110,10 @@ async def test_the_input_must_be_a_file_of_the_right_purpose(client: httpx2.Asyn
 
 
 async def test_lists_are_newest_first_and_page_by_page(client: httpx2.AsyncClient) -> None:
+    check_page((await client.get("/v1/batches")).json())
     ids = [(await create(client))["id"] for _ in range(5)][::-1]
     first = (await client.get("/v1/batches?limit=3")).json()
+    check_page(first)
     assert [batch["id"] for batch in first["data"]] == ids[:3]
     assert (first["first_id"], first["last_id"], first["has_more"]) == (ids[0], ids[2], True)
     rest = (await client.get(f"/v1/batches?limit=3&after={ids[2]}")).json()
@@ -89,6 +127,7 @@ async def test_lists_are_newest_first_and_page_by_page(client: httpx2.AsyncClien
 async def test_a_cancelled_batch_says_so_at_once_and_keeps_its_time(client: httpx2.AsyncClient) -> None:
     batch = await create(client)
     once = (await client.post(f"/v1/batches/{batch['id']}/cancel")).json()
+    check_batch(once)
     assert once["status"] == "cancelling"
     assert once["cancelling_at"] >= batch["created_at"]
     assert (await client.post(f"/v1/batches/{batch['id']}/cancel")).json() == once

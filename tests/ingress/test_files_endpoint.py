@@ -12,6 +12,7 @@ import anyio
 import httpx2
 import pytest
 from fakes.edges import MASTER, TEAM, calling, read_all, serving
+from fakes.openai_shapes import check_deleted, check_page
 from fakes.transport import FakeTransport
 from fakes.uploads import FILE_KEYS, JSONL, field, file_part, file_settings, form, kept, put
 
@@ -178,7 +179,9 @@ async def test_a_file_is_found_until_it_is_deleted(client: httpx2.AsyncClient, t
     file = (await put(client)).json()
     path = f"/v1/files/{file['id']}"
     assert (await client.get(path)).json() == file
-    assert (await client.delete(path)).json() == {"id": file["id"], "object": "file", "deleted": True}
+    deleted = (await client.delete(path)).json()
+    check_deleted(deleted)
+    assert deleted["id"] == file["id"]
     for method, gone in (("GET", path), ("GET", path + "/content"), ("DELETE", path)):
         assert await error_of(await client.request(method, gone)) == (404, "file_not_found", "id")
     assert kept(tmp_path) == []
@@ -191,6 +194,7 @@ async def test_pages_follow_each_other_in_either_order(client: httpx2.AsyncClien
         query: dict[str, Any] = {"limit": 2, "order": order}
         while True:
             page = (await client.get("/v1/files", params=query)).json()
+            check_page(page)
             assert set(page) == {"object", "data", "first_id", "last_id", "has_more"}
             assert (page["first_id"], page["last_id"]) == (page["data"][0]["id"], page["data"][-1]["id"])
             seen += page["data"]

@@ -31,15 +31,26 @@ def call(wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(answer: Any, came: dict[str, Any]) -> None:
-    """Put the text of an answer into `came`, that of a stream as it comes."""
+    """Put what an answer says into `came`, that of a stream as it comes; the SDK's own types have to hold."""
     if isinstance(answer, openai.Stream):
         for event in answer:
             if getattr(event, "object", "") == "chat.completion.chunk":
                 came["text"] += event.choices[0].delta.content or ""
+            elif getattr(event, "object", "") == "text_completion":
+                came["text"] += event.choices[0].text
             elif event.type == "response.output_text.delta":
                 came["text"] += event.delta
-    elif answer.object == "response":
+        return
+    type(answer).model_validate(answer.to_dict(), strict=False)
+    kind = getattr(answer, "object", "moderation")
+    if kind == "response":
         came["text"] = answer.output_text
+    elif kind == "text_completion":
+        came["text"] = answer.choices[0].text
+    elif kind == "list":
+        came["vectors"] = [each.embedding for each in answer.data]
+    elif kind == "moderation":
+        came["flagged"] = [each.flagged for each in answer.results]
     else:
         came["text"] = answer.choices[0].message.content
 
