@@ -19,12 +19,15 @@ _OURS: Final = {
     "demo": ("pipeline.commands_up:demo", "Run a gateway with an echo model and an example prompt manager."),
     "check": ("pipeline.commands_check:check", "Say what a configuration means, and what is wrong with it."),
     "status": ("pipeline.commands_status:status", "Show processes, backlogs and dead letters."),
+    "down": ("pipeline.commands_down:down", "Stop the gateway that `up` or `batch run` started."),
     "dead": ("pipeline.commands_dead:dead", "List, show or drop dead letters."),
 }
 
 _BROUGHT: Final = {
     "ingress": "Run one process of the HTTP edge.",
     "worker": "Run one or more stages in this process.",
+    "feed": "Own batches: feed their lines, collect the answers.",
+    "batch": "Run batches: submit, watch, download, retry what failed.",
     "prompt": "Try a prompt manager on this machine, without a server.",
 }
 """Short help for what our own packages bring, so that the list needs no import of theirs."""

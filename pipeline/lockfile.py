@@ -21,6 +21,8 @@ class Running(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     pid: int
     redis_url: str = ""
+    url: str = ""
+    """Where it answers, without a path; empty until it is ready."""
 
 
 class Lock:

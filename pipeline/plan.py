@@ -26,6 +26,10 @@ SOCKET_VARIABLE: Final = "PROMPTMILL_SOCKET_FD"
 """Number of the listening socket that an ingress process inherits."""
 
 
+FOR_PEOPLE: Final = ("prompt", "batch")
+"""Commands that packages bring and that are no processes of a gateway."""
+
+
 class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     """What the command line asked for."""
 
@@ -149,7 +153,7 @@ def _spec(plan: Plan, name: str, environment: Mapping[str, str], given: Given) -
 
 def _check_commands(processes: Procfile) -> None:
     """A word that is no command, or one that ends at once, would be started for ever and never noticed."""
-    known = [name for name in plugins.commands() if name != "prompt"]
+    known = [name for name in plugins.commands() if name not in FOR_PEOPLE]
     for name, command in processes.commands.items():
         part = processes.part(name)
         if command.split()[0] == OURS and part not in known:

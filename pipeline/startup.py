@@ -125,7 +125,14 @@ def find_redis(config: str | None, data_dir: str | None) -> str:
         return url
     if config or os.environ.get(configuration.CONFIG_VARIABLE):
         return redis_url(read_settings(config, data_dir))
-    return embedded_url(Path(data_dir or os.environ.get(configuration.DATA_DIR_VARIABLE) or ".promptmill").absolute())
+    return embedded_url(find_data_dir(None, data_dir))
+
+
+def find_data_dir(settings: Settings | None, data_dir: str | None) -> Path:
+    """Return the data directory of the gateway that a command is about; without settings it is in this directory."""
+    if settings is not None:
+        return Path(settings.data_dir)
+    return Path(data_dir or os.environ.get(configuration.DATA_DIR_VARIABLE) or ".promptmill").absolute()
 
 
 def refuse(error: PipelineError, status: int = REFUSED) -> NoReturn:

@@ -99,6 +99,8 @@ class Supervisor:
         if plan.redis_url:  # the embedded server is as its settings want it
             self._concerns = await pkgutil.resolve_name("pipeline.readiness:concerns")(plan.redis_url)
         ready = self._facts()
+        embedded_url = self._server.url if self._server else ""
+        self._lock.publish(Running(pid=os.getpid(), redis_url=embedded_url, url=ready.url))
         first_screen.show(ready)
         if plan.errand is not None:
             await plan.errand(ready)

@@ -1,0 +1,1 @@
+"""The `promptmill batch` command: a client of the gateway's files and batches for people and scripts."""

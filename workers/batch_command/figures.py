@@ -1,0 +1,119 @@
+"""How a batch comes along, in words and numbers for people; pure functions of what it says of itself."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from pipeline.errors import UpstreamOverloaded
+from pipeline.stores.batch_progress import Progress
+from workers.batch_command.gateway import Batch
+
+RECENT: Final = 10.0
+"""Seconds over which the pace is reckoned."""
+
+UNCLAIMED: Final = 10.0
+"""Seconds after which a batch that nobody looks at is wondered about."""
+
+_STAGES: Final = {"resolve": "prompt q", "dispatch": "dispatch q"}
+
+
+class Pace:
+    """How fast lines are done, of late."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def see(self, now: float, done: int) -> float:
+        """Take note of how many lines are done, and return lines per second."""
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and now - self._seen[0][0] > RECENT:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        return (done - before) / (now - since) if now > since else 0.0
+
+
+def headline(batch: Batch, pace: float) -> list[str]:
+    """Return the figures beside the bar."""
+    counts = batch.counts
+    if not counts.total:
+        return [stand(batch)]
+    words = [f"{batch.done:,}/{counts.total:,}"]
+    if batch.status == "in_progress":
+        words.append(f"{pace:,.0f}/s" if pace >= 10 or not pace else f"{pace:.1f}/s")
+    words.append(f"ok {counts.completed:,}")
+    if batch.promptmill and batch.promptmill.retries:
+        words.append(f"retry {batch.promptmill.retries:,}")
+    words.append(f"failed {counts.failed:,}")
+    if batch.status != "in_progress":
+        return [*words, stand(batch)]
+    left = counts.total - batch.done
+    return [*words, f"eta {clock(left / pace)}"] if pace and left else words
+
+
+def details(batch: Batch) -> str:
+    """Return the line below the bar: where the lines are, how the provider does, what it took."""
+    said = batch.promptmill or Progress()
+    waiting = [f"{label} {said.waiting[stage]:,}" for stage, label in _STAGES.items() if stage in said.waiting]
+    parts = [*waiting, f"in flight {max(0, said.open - said.resting - sum(said.waiting.values())):,}"]
+    if said.resting:
+        parts.append(f"resting {said.resting:,}")
+    if said.latency_ms:
+        parts.append(f"p50 {seconds(said.latency_ms.p50)} p99 {seconds(said.latency_ms.p99)}")
+    if limits := _limits(said):
+        parts.append(limits)
+    if batch.usage and batch.usage.total_tokens:
+        parts.append(f"{short(batch.usage.total_tokens)} tokens")
+    return " · ".join(parts)
+
+
+def concern(batch: Batch, waited: float) -> str:
+    """Return why a batch stands still, as far as it says; `waited` is how long it has been as it is, in seconds."""
+    if batch.promptmill and batch.promptmill.paused:
+        return f"paused: {batch.promptmill.paused}; it goes on by itself once a line gets through"
+    if batch.status == "validating" and waited > UNCLAIMED:
+        return "still validating: is a `promptmill feed` running? (promptmill status)"
+    return ""
+
+
+def stand(batch: Batch) -> str:
+    """Return a batch's status in words."""
+    words = {"validating": "checking its lines", "finalizing": "writing its results", "cancelling": "being cancelled"}
+    return words.get(batch.status, batch.status.replace("_", " "))
+
+
+def clock(duration: float) -> str:
+    """Return seconds as `0:06`, `12:30` or `3:04:00`."""
+    minutes, rest = divmod(round(duration), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def seconds(ms: float) -> str:
+    """Return milliseconds as seconds with two digits that count."""
+    return f"{ms / 1000:.3f}s" if ms < 100 else f"{ms / 1000:.2f}s" if ms < 1000 else f"{ms / 1000:.1f}s"
+
+
+def short(count: int) -> str:
+    """Return a large number in three or four characters, with its unit."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f}{unit}" if count < 100 * size else f"{count / size:.0f}{unit}"
+    return str(count)
+
+
+def size(count: float) -> str:
+    """Return bytes for people."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _limits(said: Progress) -> str:
+    refused = said.causes.get(UpstreamOverloaded.code, 0)
+    resting = ", ".join(f"{name} {wait:.0f}s" for name, wait in said.backing_off.items())
+    if not refused and not resting:
+        return ""
+    return f"429s {refused:,}" + (f" (backing off {resting})" if resting else "")

@@ -1,0 +1,51 @@
+"""Options that the `batch` commands share, and the gateway they lead to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from workers.batch_command.gateway import Gateway
+from workers.batch_command.places import KEY_VARIABLE, URL_VARIABLE, Place
+
+_PLACE: Final = (
+    (("--data-dir",), "DIR", "Data directory of the gateway; default: .promptmill."),
+    (("--config", "-c"), "FILE", "The gateway's configuration; PROMPTMILL_CONFIG names it as well."),
+    (("--key",), "KEY", f"Key of the gateway; better in {KEY_VARIABLE}, where other users cannot see it."),
+    (("--url",), "URL", f"Where the gateway is; {URL_VARIABLE} names it as well. Default: the one that runs here."),
+)
+
+as_json: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for other programs.")
+endpoint: Final = click.option("--endpoint", metavar="PATH", help="Endpoint of the lines; default: that of the first.")
+batch_id: Final = click.argument("batch_id", metavar="BATCH")
+source: Final = click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+
+
+def where(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say where the gateway is; `place` and `gateway` read them."""
+
+    def note(context: click.Context, option: click.Parameter, value: str | None) -> None:
+        context.ensure_object(dict)[option.name] = value
+
+    for names, metavar, said in _PLACE:
+        function = click.option(*names, metavar=metavar, help=said, callback=note, expose_value=False)(function)
+    return function
+
+
+def place() -> Place:
+    """Return what the options of the running command say about the gateway."""
+    return Place(**click.get_current_context().ensure_object(dict))
+
+
+@contextmanager
+def gateway() -> Iterator[Gateway]:
+    """Talk to the gateway that runs. Raises ConfigurationError and GatewayAway."""
+    opened = place().open()
+    try:
+        yield opened
+    finally:
+        opened.close()

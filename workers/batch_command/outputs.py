@@ -1,0 +1,158 @@
+"""What a batch came to, as files beside each other: answers, and errors with reason and hint; all of it or nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Final
+
+import msgspec
+
+from pipeline.errors import ConfigurationError, StorageFull
+from workers.batch_command.causes import Causes, told
+from workers.batch_command.gateway import Batch, Gateway
+from workers.batch_command.inputs import custom_id
+from workers.batch_command.screens import Screen
+from workers.batch_command.watching import patiently
+
+_read_line: Final = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class Places:
+    """Where the results go: `out.jsonl`, and the failures beside it in `out.errors.jsonl`."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.errors = output.with_name(f"{output.stem}.errors{output.suffix}")
+        self.state = output.with_name(f"{output.name}.promptmill")
+
+    def check(self) -> None:
+        """Raise ConfigurationError if nothing can be written there."""
+        if self.output.is_dir() or not os.access(self.output.parent, os.W_OK):
+            raise ConfigurationError(f"{self.output} cannot be written; choose another place with -o")
+
+    def part(self, file_id: str) -> Path:
+        """Where a download stands until it is complete; of the same file it goes on there."""
+        return self.output.with_name(f"{self.output.name}.{file_id[-8:]}.part")
+
+
+def answered(path: Path) -> set[str]:
+    """Return the `custom_id`s an output has answers to; none when there is no such file. Raises ConfigurationError."""
+    names: set[str] = set()
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                name = custom_id(line)
+                if name is None:
+                    raise ConfigurationError(
+                        f"{path} is there and is no output of a batch", hint="choose another place with -o, or move it"
+                    )
+                names.add(name)
+    except FileNotFoundError:
+        pass
+    return names
+
+
+def collect(gateway: Gateway, batch: Batch, places: Places, known: set[str], screen: Screen) -> Causes:
+    """
+    Bring the results of a batch to this machine, beside the answers `known` so far; return why lines failed.
+
+    Raises StorageFull; then the same command goes on where this one was.
+    """
+    causes = Causes()
+    with _writing(places.output):
+        parts = [
+            None if file_id is None else _download(gateway, file_id, places.part(file_id), screen)
+            for file_id in (batch.output_file_id, batch.error_file_id)
+        ]
+        answers, errors = parts
+        if answers is not None:
+            _merge(answers, places.output, known)
+        elif not known:
+            places.output.unlink(missing_ok=True)  # of a run before `--fresh`
+        _write_errors(errors, places.errors, known, causes)
+    for part in parts:
+        if part is not None:
+            part.unlink(missing_ok=True)
+    return causes
+
+
+def fetch(gateway: Gateway, file_id: str, path: Path, screen: Screen) -> None:
+    """Bring one file to this machine, whole or not at all. Raises StorageFull."""
+    with _writing(path):
+        part = Places(path).part(file_id)
+        _download(gateway, file_id, part, screen)
+        part.replace(path)
+
+
+def _download(gateway: Gateway, file_id: str, part: Path, screen: Screen) -> Path:
+    """Write a file to `part`, from where an earlier try came to; what is lost on the way is asked for again."""
+
+    def go_on() -> None:
+        with part.open("ab") as file, gateway.content(file_id, file.tell()) as (size, pieces):
+            for piece in pieces:
+                file.write(piece)
+                screen.transfer("downloaded", file.tell(), size)
+            _sync(file)
+
+    patiently(go_on, screen)
+    return part
+
+
+def _merge(answers: Path, output: Path, known: set[str]) -> None:
+    """Have an output with the answers it had and those that are new, which `known` gets to know."""
+    merged = output.with_name(f"{output.name}.new")
+    with merged.open("wb") as new:
+        if known:
+            with output.open("rb") as old:
+                new.writelines(line if line.endswith(b"\n") else line + b"\n" for line in old)
+        with answers.open("rb") as found:
+            for line in found:
+                if (name := custom_id(line)) is not None and name not in known:
+                    known.add(name)
+                    new.write(line)
+        _sync(new)
+    merged.replace(output)
+
+
+def _write_errors(errors: Path | None, path: Path, known: set[str], causes: Causes) -> None:
+    """Have a file of the lines that failed, each with its reason and what to do; no file when there are none."""
+    merged = path.with_name(f"{path.name}.new")
+    with merged.open("wb") as new:
+        for line in _lines(errors):
+            if custom_id(line) not in known:
+                entry = _read_line(line)
+                cause = told(entry)
+                causes.add(cause)
+                new.write(msgspec.json.encode({**entry, "reason": cause.reason, "hint": cause.hint}) + b"\n")
+        _sync(new)
+    if causes.total:
+        merged.replace(path)
+    else:
+        merged.unlink()
+        path.unlink(missing_ok=True)
+
+
+def _lines(path: Path | None) -> Iterator[bytes]:
+    if path is not None:
+        with path.open("rb") as file:
+            yield from file
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn what may happen to a file into StorageFull."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageFull(
+            f"the results cannot be written beside {path} ({error.strerror})",
+            hint="make room there and give the same command again: the results are kept, nothing runs twice",
+        ) from None

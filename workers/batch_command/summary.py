@@ -1,0 +1,106 @@
+"""What is said in the end: how many lines were answered, how fast, and why the others were not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from pipeline.errors import ConfigurationError
+from workers.batch_command import figures
+from workers.batch_command.causes import Causes, Group, table
+from workers.batch_command.gateway import Batch, Tokens
+from workers.batch_command.outputs import Places
+
+MOST_ERRORS: Final = 10
+"""Errors of a batch that could not run which are shown."""
+
+ALL_ANSWERED: Final = 0
+SOME_FAILED: Final = 1
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch that has ended."""
+
+    batch: str
+    status: str
+    total: int
+    answered: int
+    failed: int
+    retries: int
+    seconds: int
+    lines_per_second: float
+    tokens: Tokens
+    failures: list[Group]
+    output: str | None = None
+    errors: str | None = None
+    answers_in_output: int | None = None
+    """Those of earlier batches too."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every line of the batch was answered, else 1."""
+        return ALL_ANSWERED if self.status == "completed" and not self.failed else SOME_FAILED
+
+
+def summary(batch: Batch, failures: list[Group] | None = None) -> Summary:
+    """Return what came of a batch; the batch itself says less about failures than its error file."""
+    said, counts = batch.promptmill, batch.counts
+    if failures is None:
+        failures = [Group(code=code, status=0, count=n) for code, n in (said.failures if said else {}).items()]
+    return Summary(
+        batch=batch.id,
+        status=batch.status,
+        total=counts.total,
+        answered=counts.completed,
+        failed=counts.failed,
+        retries=said.retries if said else 0,
+        seconds=batch.seconds,
+        lines_per_second=round(batch.done / max(1, batch.seconds), 1),
+        tokens=batch.usage or Tokens(),
+        failures=failures,
+    )
+
+
+def written(batch: Batch, causes: Causes, places: Places, answers: int) -> Summary:
+    """Return what came of a batch whose results are in files now; the output has so many `answers` in all."""
+    return msgspec.structs.replace(
+        summary(batch, causes.groups()),
+        output=str(places.output),
+        errors=str(places.errors) if causes.total else None,
+        answers_in_output=answers,
+    )
+
+
+def lines(told: Summary) -> list[str]:
+    """Return the summary for people."""
+    pace = f"{told.lines_per_second:,.0f}" if told.lines_per_second >= 10 else f"{told.lines_per_second}"
+    facts = [f"{told.answered:,} of {told.total:,} lines answered in {figures.clock(told.seconds)} ({pace} lines/s)"]
+    if told.tokens.total_tokens:
+        given, made = figures.short(told.tokens.input_tokens), figures.short(told.tokens.output_tokens)
+        facts.append(f"{figures.short(told.tokens.total_tokens)} tokens ({given} in, {made} out)")
+    if told.retries:
+        facts.append(f"{told.retries:,} retries")
+    said = [f"{told.batch} {told.status}: {', '.join(facts)}"]
+    if told.failed:
+        said += [f"{told.failed:,} lines failed:", *table(told.failures)]
+    if told.output and told.answers_in_output:
+        said.append(f"answers   {told.output}  ({told.answers_in_output:,} lines)")
+    if told.errors:
+        said.append(f"failures  {told.errors}  (the same command again runs only these)")
+    return said
+
+
+def refused(batch: Batch, name: str, number: Callable[[int], int]) -> ConfigurationError:
+    """Return the error for a batch that failed as a whole; `number` says where a line of it stands in the input."""
+    errors = batch.errors.data if batch.errors else ()
+    told = []
+    for error in errors[:MOST_ERRORS]:
+        where = f"line {number(error.line)}: " if error.line else ""
+        told.append(f"  {where}{error.message} ({error.code}{f', {error.param}' if error.param else ''})")
+    if len(errors) > MOST_ERRORS:
+        told.append(f"  and {len(errors) - MOST_ERRORS} more: promptmill batch status {batch.id} --json")
+    return ConfigurationError(
+        "\n".join([f"{name} cannot run, and nothing of it has:", *told]), hint="correct it and give the command again"
+    )
