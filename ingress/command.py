@@ -16,7 +16,10 @@ from pipeline.exposure import check_exposure
 from pipeline.listener import listen
 from pipeline.settings import Settings
 from pipeline.startup import Source, redis_url, refuse, spare_collections
+from pipeline.stores.places import prove
 from pipeline.transport.client import open_client
+
+log = logs.logger("ingress")
 
 
 @click.command("ingress")
@@ -32,9 +35,12 @@ def ingress(config: str | None, host: str, port: int, data_dir: str | None, debu
     logs.configure(debug=debug)
     try:
         url = redis_url(settings)
+        doubt = prove(settings)
         bound = _socket(settings, host, port)
     except ConfigurationError as error:
         refuse(error)
+    if doubt:
+        log.warning("files may not be stored", reason=doubt)
     spare_collections()
     anyio.run(_run, settings, url, bound, source, backend_options={"use_uvloop": True})
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingress.auth import Keyring
@@ -13,7 +12,7 @@ from pipeline.errors import BacklogFull
 from pipeline.settings import IngressSettings, Settings
 from pipeline.stores.batches import BatchStore
 from pipeline.stores.files import FileStore
-from pipeline.stores.local import LocalBlobs
+from pipeline.stores.places import open_places
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -31,9 +30,9 @@ class Edge:
         self.keyring = Keyring(settings.keys, environment)
         self.permits = permits = Permits(settings.ingress)
         metrics.REQUESTS_IN_FLIGHT["jobs",].set_function(lambda: permits.requests)
-        directory, kept = Path(settings.data_dir), settings.files.min_free_bytes
-        self.files = FileStore(LocalBlobs(directory / "files", keep_free=kept), settings.files)
-        self.batches = BatchStore(LocalBlobs(directory / "batches", keep_free=kept))
+        places = open_places(settings, environment)
+        self.files = FileStore(places.files, settings.files)
+        self.batches = BatchStore(places.batches)
         self.transfers = 0
         """Files on their way in or out."""
         metrics.REQUESTS_IN_FLIGHT["transfers",].set_function(lambda: self.transfers)

@@ -46,6 +46,8 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     directory: str
     data_dir: str
+    storage: str | None
+    """An object store; None: files are in the data directory."""
     digest: str
     models: tuple[ModelReport, ...]
     aliases: Mapping[str, str]
@@ -66,6 +68,7 @@ def report(
         source=settings.source,
         directory=settings.directory,
         data_dir=settings.data_dir,
+        storage=settings.storage.url,
         digest=settings.digest,
         models=_models(settings, environment, unusable),
         aliases=dict(settings.router.aliases),

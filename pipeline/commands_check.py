@@ -13,7 +13,10 @@ import msgspec
 
 from pipeline import callbacks, configuration
 from pipeline.check import CheckReport, report
+from pipeline.errors import ConfigurationError
 from pipeline.procfile import choose
+from pipeline.settings import Settings
+from pipeline.stores.places import prove
 
 
 @click.command(short_help="Say what a configuration means, and what is wrong with it.")
@@ -31,7 +34,7 @@ def check(config: str | None, data_dir: str | None, as_json: bool) -> int:
     found = report(settings, os.environ, anyio.run(callbacks.unusable, settings, os.environ))
     managers = anyio.run(callbacks.describe, settings, os.environ)
     procfile = choose(None, Path(settings.directory))
-    findings = _findings(found, procfile.notice)
+    findings = [*_findings(found, procfile.notice), *_storage(settings)]
     if as_json:
         whole = {**msgspec.to_builtins(found), "managers": managers, "procfile": procfile.source, "findings": findings}
         click.echo(msgspec.json.encode(whole))
@@ -51,10 +54,21 @@ def _findings(found: CheckReport, notice: str) -> list[str]:
     return [*findings, *([notice] if notice else [])]
 
 
+def _storage(settings: Settings) -> list[str]:
+    """Return why files cannot be stored, or why that is not known: the store is asked."""
+    try:
+        doubt = prove(settings)
+    except ConfigurationError as error:
+        doubt = f"{error.message}; {error.hint}"
+    return [doubt] if doubt else []
+
+
 def _lines(
     found: CheckReport, managers: tuple[Mapping[str, Any], ...], procfile: str, findings: list[str]
 ) -> list[str]:
     lines = [f"configuration  {found.source}", f"data           {found.data_dir}", f"processes      {procfile}"]
+    if found.storage:
+        lines.append(f"storage        {found.storage}")
     for model in found.models:
         targets = [f"{d.model} (line {d.line}{', disabled' if d.disabled else ''})" for d in model.deployments]
         lines.append(f"model          {model.name} -> {', '.join(targets)}")

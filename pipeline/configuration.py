@@ -14,6 +14,7 @@ from pipeline.config_callbacks import namesakes, read_callbacks, source_file
 from pipeline.config_limits import check_aliases, read_limits
 from pipeline.config_models import Models, read_models
 from pipeline.config_section import Context, Problems, Section
+from pipeline.config_storage import read_storage
 from pipeline.errors import ConfigurationError
 from pipeline.settings import Callback, Settings
 from pipeline.yaml_source import Node, read
@@ -51,6 +52,7 @@ def load(path: Path | None, environment: Mapping[str, str], *, data_dir: str | N
         router=limits.router,
         ingress=limits.ingress,
         files=limits.files,
+        storage=read_storage(own),
         batches=limits.batches,
         prompts=limits.prompts,
         dispatch=limits.dispatch,

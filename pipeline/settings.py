@@ -157,6 +157,15 @@ class FileSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Longest line of a batch's input."""
 
 
+class StorageSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where files and batches are kept."""
+
+    url: str | None = None
+    """`storage`: s3://, gs:// or az:// with a bucket and a prefix; unset: the data directory."""
+    options: Mapping[str, Secret] = {}
+    """`storage_options`: how the object store is reached, by obstore's names."""
+
+
 class BatchSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of `/v1/batches`, and how they are fed."""
 
@@ -236,6 +245,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     router: RouterSettings = RouterSettings()
     ingress: IngressSettings = IngressSettings()
     files: FileSettings = FileSettings()
+    storage: StorageSettings = StorageSettings()
     batches: BatchSettings = BatchSettings()
     prompts: PromptSettings = PromptSettings()
     dispatch: DispatchSettings = DispatchSettings()

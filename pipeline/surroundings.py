@@ -30,16 +30,17 @@ def for_stages(stages: Iterable[str], settings: Settings, environment: Mapping[s
     """
     Return `environment` for a process of these stages.
 
-    One that only resolves runs user code and calls no provider, so the variables that hold providers' and clients'
-    keys are kept from it, except those that `prompt_env` lists.
+    One that only resolves runs user code and calls no provider, so the variables that hold the keys of providers,
+    clients and storage are kept from it, except those that `prompt_env` lists.
     """
     if tuple(stages) != ("resolve",):
         return dict(environment)
     providers = {d.api_key.variable for d in settings.deployments if d.api_key is not None and d.api_key.variable}
     clients = {value.variable for key in settings.keys for value in key.values if value.variable}
     clients |= set(_MASTER_VARIABLES)
+    storage = {value.variable for value in settings.storage.options.values() if value.variable}
     kept = set(settings.prompts.environment)
-    secret = (providers | clients) - kept
+    secret = (providers | clients | storage) - kept
     left = {name: value for name, value in environment.items() if name not in secret}
     left.update({name: WITHHELD for name in clients - kept if environment.get(name)})
     return {**left, WITHHELD_VARIABLE: ",".join(sorted(secret))}

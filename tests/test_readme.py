@@ -26,6 +26,7 @@ from pipeline.settings import (
     PromptSettings,
     RouterSettings,
     Settings,
+    StorageSettings,
     TransportSettings,
 )
 from pipeline.transport import keyspace
@@ -60,6 +61,8 @@ OWN: dict[str, tuple[type, str]] = {
     "max_response_bytes": (DispatchSettings, "max_response_bytes"),
     "connect_timeout": (DispatchSettings, "connect_timeout"),
     "data_dir": (Settings, "data_dir"),
+    "storage": (StorageSettings, "url"),
+    "storage_options": (StorageSettings, "options"),
     "keys": (Settings, "keys"),
 }
 ROUTER = {"num_retries": "retries", "allowed_fails": "allowed_fails", "cooldown_time": "cooldown"}
@@ -73,6 +76,8 @@ SAMPLES: dict[str, Any] = {
     "batch_reserve": 0.5,
     "persistence": "always",
     "data_dir": "data",
+    "storage": "s3://bucket/prefix",
+    "storage_options": {"allow_http": True},
     "prompt_variables": {"name": "Ada"},
     "extra_body": {"user": "me"},
     "extra_headers": {"x-name": "value"},
@@ -278,7 +283,7 @@ def test_targets_of_make_exist() -> None:
 
 def default_shown(shown: str, default: object) -> bool:
     node = Node(shown, "README.md", 1)
-    if default in (None, ()):
+    if default in (None, (), {}):
         return shown == "none"
     if isinstance(default, bool):
         return flag(node) == default

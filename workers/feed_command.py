@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -15,10 +14,12 @@ from pipeline.errors import ConfigurationError
 from pipeline.settings import Settings
 from pipeline.stores.batches import BatchStore
 from pipeline.stores.files import FileStore
-from pipeline.stores.local import LocalBlobs
+from pipeline.stores.places import open_places, prove
 from pipeline.transport.feeding import FeedTransport
 from workers.batches.keeper import Keeper
 from workers.batches.run import Desk
+
+log = logs.logger("feed")
 
 
 @click.command(short_help="Own batches: feed their lines, collect the answers.")
@@ -37,6 +38,8 @@ def feed(config: str | None, data_dir: str | None, debug: bool) -> None:
     settings = startup.Source(config, data_dir).load()
     startup.spare_collections()
     try:
+        if doubt := prove(settings):
+            log.warning("batches may have to wait", reason=doubt)
         anyio.run(
             _serve, settings, startup.redis_url(settings), backend="asyncio", backend_options={"use_uvloop": True}
         )
@@ -46,13 +49,12 @@ def feed(config: str | None, data_dir: str | None, debug: bool) -> None:
 
 async def _serve(settings: Settings, url: str) -> None:
     transport = FeedTransport(settings, url)
-    directory = Path(settings.data_dir)
-    kept = settings.files.min_free_bytes
+    places = open_places(settings)
     desk = Desk(
         settings=settings,
         catalog=Catalog(settings),
-        store=BatchStore(LocalBlobs(directory / "batches", keep_free=kept)),
-        files=FileStore(LocalBlobs(directory / "files", keep_free=kept), settings.files),
+        store=BatchStore(places.batches),
+        files=FileStore(places.files, settings.files),
         transport=transport,
     )
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from pipeline.errors import NoSuchFile
+
+PIECE: Final = 2**20
+"""Bytes that are written at a time: a hop to a thread costs as much as some 100 KB do."""
+
+_NAME: Final = re.compile(r"[a-z0-9_-]+(\.[a-z]+)?", re.ASCII)
 
 
 class Written(NamedTuple):
@@ -21,36 +28,41 @@ class BlobWriter(Protocol):
     """A new blob while it is written. Nobody sees it before `commit`, and without `commit` nothing remains of it."""
 
     async def write(self, data: bytes) -> None:
-        """Add bytes. Raises StorageFull."""
+        """Add bytes. Raises StorageFull and StorageUnavailable."""
 
     async def commit(self) -> Written:
-        """Make the blob durable and visible, all of it at once. Raises StorageFull."""
+        """Make the blob durable and visible, all of it at once. Raises StorageFull and StorageUnavailable."""
 
 
 class Blob(Protocol):
-    """An open blob. It stays readable while it is open, even if it is deleted meanwhile."""
+    """An open blob. In a directory it stays readable while it is open, even if it is deleted meanwhile."""
 
-    size: int
+    @property
+    def size(self) -> int:
+        """Bytes it has."""
 
     async def read(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes from `offset` on, fewer at the end."""
+        """Return `length` bytes from `offset` on, fewer at the end. Raises NoSuchFile and StorageUnavailable."""
 
 
 class Growing(Blob, Protocol):
     """A blob with one writer that adds to it for as long as it needs, also after a crash of its process."""
 
     async def append(self, data: bytes) -> None:
-        """Return when `data` is durable. Raises StorageFull, and then none of it is there."""
+        """
+        Return when `data` is durable; who is cancelled meanwhile waits for that too.
 
-    async def truncate(self, size: int) -> None:
-        """Cut off what follows the first `size` bytes."""
-
-    async def finish(self) -> None:
-        """Make it visible under its name; it does not grow any more."""
+        Raises StorageFull, and then none of it is there; StorageUnavailable, and then it may be there: from then on
+        nothing else can be appended until the blob is opened anew.
+        """
 
 
 class Blobs(Protocol):
-    """Blobs by name. A name has lower-case letters, digits, `-`, `_` and one dot at most: it is a path nowhere."""
+    """
+    Blobs by name. A name has lower-case letters, digits, `-`, `_` and one dot at most: it is a path nowhere.
+
+    Any of them may raise StorageUnavailable where blobs are not on this machine.
+    """
 
     def write(self, name: str, size: int = 0) -> AbstractAsyncContextManager[BlobWriter]:
         """Begin a new blob of `size` bytes, as far as is known. Raises StorageFull."""
@@ -81,6 +93,48 @@ class Blobs(Protocol):
 
     async def sweep(self, *, idle: float) -> None:
         """Remove what writers left that died over `idle` seconds ago. Growing blobs are their owner's to remove."""
+
+
+class Intake:
+    """What is written to a blob: gathered into pieces, and counted."""
+
+    def __init__(self) -> None:
+        self._waiting: list[bytes] = []
+        self._held = self._size = self._feeds = 0
+        self._last = b""
+        self._sha256 = hashlib.sha256()
+
+    def gather(self, data: bytes) -> bool:
+        """Take bytes in; return whether there are enough for a piece."""
+        self._waiting.append(data)
+        self._held += len(data)
+        return self._held >= PIECE
+
+    def piece(self) -> bytes:
+        """Give out what was gathered."""
+        data = b"".join(self._waiting)
+        self._waiting.clear()
+        self._held = 0
+        return data
+
+    def count(self, data: bytes) -> None:
+        """Count a piece that is being written. It takes a millisecond for each MB, so it is done on a thread."""
+        self._sha256.update(data)
+        self._size += len(data)
+        self._feeds += data.count(b"\n")
+        self._last = data[-1:] or self._last
+
+    @property
+    def written(self) -> Written:
+        """What was counted."""
+        return Written(self._size, self._sha256.hexdigest(), self._feeds + (self._last not in (b"", b"\n")))
+
+
+def checked(name: str) -> str:
+    """Return the name of a blob. Raises ValueError for what is none."""
+    if not _NAME.fullmatch(name):
+        raise ValueError("not the name of a blob")
+    return name
 
 
 def no_such_file() -> NoSuchFile:

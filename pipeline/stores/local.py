@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -17,15 +15,10 @@ import anyio
 from anyio import to_thread
 
 from pipeline.errors import StorageFull
-from pipeline.stores.blobs import Blob, BlobWriter, Growing, Written, no_such_file
-
-PIECE: Final = 2**20
-"""Bytes that are written at a time: a hop to a thread costs as much as some 100 KB do."""
+from pipeline.stores.blobs import Blob, BlobWriter, Growing, Intake, Written, checked, no_such_file
 
 PART: Final = ".part"
 GROWING: Final = ".growing"
-
-_NAME: Final = re.compile(r"[a-z0-9_-]+(\.[a-z]+)?", re.ASCII)
 
 T = TypeVar("T")
 
@@ -63,10 +56,9 @@ class LocalBlobs:
     @asynccontextmanager
     async def grow(self, name: str) -> AsyncIterator[Growing]:
         """Open or begin a file that is appended to. Raises StorageFull."""
-        path = self._path(name)
-        descriptor = await _on_thread(self._create, path.with_name(path.name + GROWING), os.O_RDWR)
+        descriptor = await _on_thread(self._grow, self._path(name))
         try:
-            yield _LocalGrowing(self, descriptor, path)
+            yield _LocalGrowing(self, descriptor)
         finally:
             os.close(descriptor)
 
@@ -108,9 +100,7 @@ class LocalBlobs:
             raise OSError(errno.ENOSPC, "too little space is left on the disk")
 
     def _path(self, name: str) -> Path:
-        if not _NAME.fullmatch(name):
-            raise ValueError("not the name of a blob")
-        return self._root / name
+        return self._root / checked(name)
 
     def _new(self, path: Path, size: int) -> _LocalWriter:
         part = _part(path)
@@ -122,6 +112,14 @@ class LocalBlobs:
             sync_directory(self._root.parent)
         self.check_room(size)
         return os.open(path, flags | os.O_CREAT, 0o600)
+
+    def _grow(self, path: Path) -> int:
+        growing = path.with_name(path.name + GROWING)
+        begins = not growing.exists()
+        descriptor = self._create(growing, os.O_RDWR)
+        if begins:
+            sync_directory(self._root)  # what is appended is as durable as the name it is found under
+        return descriptor
 
     def _create_small(self, path: Path, data: bytes) -> bool:
         part = self._write_small(path, data)
@@ -135,7 +133,12 @@ class LocalBlobs:
         return True
 
     def _replace(self, path: Path, data: bytes) -> None:
-        self._write_small(path, data).rename(path)
+        part = self._write_small(path, data)
+        try:
+            part.rename(path)
+        except OSError:
+            part.unlink()
+            raise
         sync_directory(path.parent)
 
     def _write_small(self, path: Path, data: bytes) -> Path:
@@ -189,35 +192,25 @@ class _LocalWriter:
         self._descriptor = descriptor
         self._part = part
         self._path = path
-        self._waiting: list[bytes] = []
-        self._held = self._size = self._feeds = 0
-        self._last = b""
-        self._sha256 = hashlib.sha256()
+        self._intake = Intake()
 
     async def write(self, data: bytes) -> None:
-        self._waiting.append(data)
-        self._held += len(data)
-        if self._held >= PIECE:
+        if self._intake.gather(data):
             await _on_thread(self._flush)
 
     async def commit(self) -> Written:
         await _on_thread(self._commit)
-        return Written(self._size, self._sha256.hexdigest(), self._feeds + (self._last not in (b"", b"\n")))
+        return self._intake.written
 
     def close(self) -> None:
         os.close(self._descriptor)
         self._part.unlink(missing_ok=True)
 
     def _flush(self) -> None:
-        data = b"".join(self._waiting)
-        self._waiting.clear()
-        self._held = 0
+        data = self._intake.piece()
         self._blobs.check_room(len(data))
-        self._sha256.update(data)
+        self._intake.count(data)
         write_all(self._descriptor, data)
-        self._size += len(data)
-        self._feeds += data.count(b"\n")
-        self._last = data[-1:] or self._last
 
     def _commit(self) -> None:
         self._flush()
@@ -236,21 +229,13 @@ class _LocalBlob:
 
 
 class _LocalGrowing(_LocalBlob):
-    def __init__(self, blobs: LocalBlobs, descriptor: int, path: Path) -> None:
+    def __init__(self, blobs: LocalBlobs, descriptor: int) -> None:
         super().__init__(descriptor)
         self._blobs = blobs
-        self._path = path
 
     async def append(self, data: bytes) -> None:
         await _on_thread(self._append, data)
         self.size += len(data)
-
-    async def truncate(self, size: int) -> None:
-        await _on_thread(self._cut, size)
-        self.size = size
-
-    async def finish(self) -> None:
-        await _on_thread(self._finish)
 
     def _append(self, data: bytes) -> None:
         try:
@@ -261,16 +246,6 @@ class _LocalGrowing(_LocalBlob):
         except OSError:
             os.ftruncate(self._descriptor, self.size)  # no half line
             raise
-
-    def _cut(self, size: int) -> None:
-        os.ftruncate(self._descriptor, size)
-        os.fsync(self._descriptor)
-
-    def _finish(self) -> None:
-        os.utime(self._descriptor)  # it may have rested for long: its age as a finished blob begins now
-        os.fsync(self._descriptor)
-        self._path.with_name(self._path.name + GROWING).rename(self._path)
-        sync_directory(self._path.parent)
 
 
 def write_all(descriptor: int, data: bytes) -> None:

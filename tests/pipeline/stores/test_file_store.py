@@ -14,7 +14,6 @@ from fakes.uploads import JSONL, names_in
 
 from pipeline.errors import BodyTooLarge, NoSuchFile, QuotaExceeded, StorageFull
 from pipeline.settings import FileSettings
-from pipeline.stores.blobs import Written
 from pipeline.stores.files import ABANDONED, BATCH_EXPIRY, FileRecord, FileStore, Listing, Wanted, new_file_id
 from pipeline.stores.local import LocalBlobs
 
@@ -77,15 +76,15 @@ async def test_what_is_not_kept_is_no_file(tmp_path: Path) -> None:
     assert names_in(tmp_path) == await ids(store, ALL) == []
 
 
-async def test_a_batch_can_publish_what_it_let_grow(tmp_path: Path) -> None:
+async def test_a_batch_can_publish_what_it_wrote(tmp_path: Path) -> None:
     blobs = LocalBlobs(tmp_path)
     store = FileStore(blobs, FileSettings(max_file_bytes_per_key=1))
     name = new_file_id()
-    async with blobs.grow(name) as growing:
-        await growing.append(JSONL)
-        await growing.finish()
+    async with blobs.write(name) as writer:
+        await writer.write(JSONL)
+        written = await writer.commit()
     assert await ids(store) == []
-    record = await store.publish(name, "team", Wanted("out.jsonl", "batch_output"), Written(len(JSONL), "", 1))
+    record = await store.publish(name, "team", Wanted("out.jsonl", "batch_output"), written)
     assert await ids(store, purpose="batch_output") == [name]
     async with store.open(record) as blob:
         assert await blob.read(0, 1000) == JSONL

@@ -1,0 +1,95 @@
+"""A growing blob as a run of objects: one for each append, numbered, and read as if they were one."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import anyio
+import obstore
+
+from pipeline.errors import FileDamaged, StorageUnavailable
+from pipeline.stores.object_calls import asking, together
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+PAUSE: Final = 0.2
+"""Seconds from one small append to the next, so that a batch of slow lines makes few objects."""
+
+SMALL: Final = 256 * 1024
+
+
+class Part(NamedTuple):
+    """An object of a run. Once it is there it does not change."""
+
+    key: str
+    size: int
+
+
+class ObjectParts:
+    """
+    An open run. Only one process appends to it, and it never goes on after a call of which it does not know the end.
+
+    So an object that arrives late, after somebody else has read the run, is the last one, and follows what was read.
+    """
+
+    def __init__(self, store: ObjectStore, run: str, parts: list[Part]) -> None:
+        self._store = store
+        self._run = run
+        self._parts = parts
+        self._ends = list(accumulate(part.size for part in parts))
+        self._doubtful: bytes | None = None
+        self._next = 0.0
+
+    @property
+    def size(self) -> int:
+        """Bytes of all objects."""
+        return self._ends[-1] if self._ends else 0
+
+    async def append(self, data: bytes) -> None:
+        """Put one more object; `Growing.append` says the rest."""
+        if self._doubtful not in (None, data):
+            raise StorageUnavailable("an earlier append has an unknown end; the blob is to be opened anew")
+        if len(data) < SMALL:
+            await anyio.sleep_until(self._next)
+        part = Part(f"{self._run}/{len(self._parts):08}", len(data))
+        self._doubtful = data
+        with anyio.CancelScope(shield=True), asking():
+            await obstore.put_async(self._store, part.key, data, use_multipart=False)
+        self._doubtful = None
+        self._next = anyio.current_time() + PAUSE
+        self._parts.append(part)
+        self._ends.append(self.size + part.size)
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Return bytes, from as many objects as they are in."""
+        end = min(offset + length, self.size)
+        pieces, at = [], bisect_right(self._ends, offset)
+        while offset < end:
+            part, begin = self._parts[at], self._ends[at] - self._parts[at].size
+            stop = min(end, self._ends[at])
+            pieces.append((part.key, offset - begin, stop - begin))
+            offset, at = stop, at + 1
+        return b"".join(await together(self._fetch, pieces))
+
+    async def _fetch(self, piece: tuple[str, int, int]) -> bytes:
+        key, begin, end = piece
+        with asking():
+            return bytes(await obstore.get_range_async(self._store, key, start=begin, end=end))
+
+
+async def open_parts(store: ObjectStore, run: str) -> ObjectParts:
+    """Return a run as it is now, empty if it was never begun. Raises StorageUnavailable."""
+    found = await parts_of(store, run)
+    if [part.key for part in found] != [f"{run}/{number:08}" for number in range(len(found))]:
+        raise FileDamaged(f"{run} lacks some of its objects; somebody deleted them")
+    return ObjectParts(store, run, found)
+
+
+async def parts_of(store: ObjectStore, run: str) -> list[Part]:
+    """Return the objects of a run in order. Raises StorageUnavailable."""
+    with asking():
+        listed = await obstore.list(store, run).collect_async()
+    return sorted(Part(found["path"], found["size"]) for found in listed)
