@@ -34,6 +34,7 @@ NAMES: Final = frozenset(
         "dispatch.after_settle_sent",
         "feed.validating",
         "feed.mid_feed",
+        "feed.before_fsync",
         "feed.after_append",
         "feed.before_rename",
         "feed.before_terminal",

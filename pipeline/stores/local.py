@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 import anyio
 from anyio import to_thread
 
+from pipeline import failpoints
 from pipeline.errors import StorageFull
 from pipeline.stores.blobs import Blob, BlobWriter, Growing, Intake, Written, checked, no_such_file
 
@@ -242,6 +243,8 @@ class _LocalGrowing(_LocalBlob):
             self._blobs.check_room(len(data))
             os.lseek(self._descriptor, self.size, os.SEEK_SET)
             write_all(self._descriptor, data)
+            if failpoints.ARMED:
+                failpoints.reach_on_thread("feed.before_fsync")
             os.fdatasync(self._descriptor)
         except OSError:
             os.ftruncate(self._descriptor, self.size)  # no half line

@@ -15,6 +15,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 import msgspec
+from chaos.batches import LINES, Batch, contents, new_batch, watched
 from chaos.load import Load, loading
 from chaos.wire import Wire
 from chaos.witness import Witness, witness
@@ -72,6 +73,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     ingress: int = 1
     resolve: int = 2
     dispatch: int = 2
+    feed: int = 1
     lease: float = 1.0
     request_timeout: float = 30.0
     retries: int = 0
@@ -94,7 +96,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def scales(self) -> Mapping[str, int]:
-        return {"ingress": self.ingress, "resolve": self.resolve, "dispatch": self.dispatch}
+        return {"ingress": self.ingress, "resolve": self.resolve, "dispatch": self.dispatch, "feed": self.feed}
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -113,13 +115,15 @@ class Arena:
         self.directory = directory
         self.server = server
         self.wire = wire
-        """Between the gateway and Redis; edges: `ingress`, `resolve`, `dispatch`."""
+        """Between the gateway and Redis; edges: `ingress`, `resolve`, `dispatch`, `feed`."""
         self.provider = provider
         """Between dispatch and the provider; its one edge is ``."""
         self.failpoints = directory / "failpoints"
         self.gateway: Gateway
         self.witness: Witness
         self.load: Load
+        self.batches: list[Batch] = []
+        """Those of the scenario."""
         self.logged = 0
         """Length of the log when the scenario began."""
 
@@ -140,8 +144,8 @@ class Arena:
         return file
 
     def pids(self, part: str) -> list[int]:
-        """Return the processes of a part: `ingress`, `resolve` or `dispatch`."""
-        words = "pipeline ingress" if part == "ingress" else f"pipeline worker {part}"
+        """Return the processes of a part: `ingress`, `resolve`, `dispatch` or `feed`."""
+        words = f"pipeline {part}" if part in ("ingress", "feed") else f"pipeline worker {part}"
         return sorted(pid for pid, command in self.gateway.children().items() if words in command)
 
     def processes(self) -> dict[int, str]:
@@ -202,6 +206,18 @@ class Arena:
         await wait_until(lambda: not self.load.under_way, timeout=timeout)
         await wait_until(self.complete, timeout=timeout, every=0.1)
 
+    @asynccontextmanager
+    async def batch(self, lines: int = LINES, wanted: str = "completed") -> AsyncIterator[Batch]:
+        """Make a batch; on the way out wait for its end."""
+        batch = new_batch(self.load.client, lines, wanted)
+        self.batches.append(batch)
+        async with watched(batch, await batch.client.create(contents(batch))):
+            yield batch
+
+    def stored(self, kind: str) -> list[Path]:
+        """Return everything that is stored of `batches`, or of `files`."""
+        return sorted((self.directory / ".promptmill" / kind).glob("*"))
+
     async def serves(self) -> bool:
         """Whether a request is answered right now."""
         return (await self.load.one("plain")).whole
@@ -210,6 +226,7 @@ class Arena:
         """Forget earlier scenarios."""
         self.witness.forget()
         self.load.outcomes.clear()
+        self.batches.clear()
         self.load.chance = chance
         self.logged = len(self.gateway.log)
 

@@ -24,8 +24,11 @@ REFUSED = frozenset({"backlog_full", "redis_full"})
 
 MEMORY_SHARE, MEMORY_SLACK = 1.05, 24 * 2**20
 DESCRIPTORS = 8
-THREADS = {"ingress": 4, "dispatch": 4, "resolve": 72}
-"""More than before, at rest: hooks that took their time have left threads that wait for the next, up to `slots`."""
+THREADS = {"ingress": 4, "dispatch": 4, "resolve": 72, "feed": 40}
+"""More than before, at rest: hooks and disks that took their time have left threads that wait for the next."""
+
+UNFINISHED = (".part", ".growing")
+"""How names of files end that somebody writes."""
 
 TASKS = 12
 """Most that a process has at rest, two more than the loops that it consists of."""
@@ -43,6 +46,7 @@ async def violations(arena: Arena, verdict: Verdict, baseline: dict[str, Footpri
     """Return what is wrong, a line each; first wait until the gateway has come to rest."""
     found = [*_answers(arena, verdict), *_calls(arena, verdict)]
     found += await _streams(arena)
+    found += _batches(arena, verdict)
     found += await _keys(arena)
     found += await _letters(arena, verdict)
     found += await _footprints(arena, verdict, baseline)
@@ -98,6 +102,14 @@ async def _streams(arena: Arena) -> list[str]:
     return []
 
 
+def _batches(arena: Arena, verdict: Verdict) -> list[str]:
+    """I1 to I6 of batches; and nothing that was only for their way is left on the disk."""
+    calls = arena.witness.calls
+    found = [text for batch in arena.batches for text in batch.violations(calls)]
+    left = [path.name for kind in ("batches", "files") for path in arena.stored(kind) if path.suffix in UNFINISHED]
+    return found + [f"I6 {len(left)} files are left, as {name}" for name in left[verdict.parts :][:1]]
+
+
 async def _keys(arena: Arena) -> list[str]:
     """I6 and I10: every key has a lifetime or is one of the permanent ones, and none shows a secret."""
     found: list[str] = []
@@ -112,6 +124,8 @@ async def _keys(arena: Arena) -> list[str]:
             break
     lifetimes = await arena.redis(*(("PTTL", name) for name in names)) if names else []
     permanent = tuple(keyspace.PREFIX + part for part in keyspace.PERMANENT)
+    passing = (keyspace.PREFIX + keyspace.LINES, keyspace.lease(""))
+    found += [f"I6 {name} outlived its batch" for name in names if name.startswith(passing)]
     for name, lifetime in zip(names, lifetimes, strict=True):
         if lifetime == -1 and not name.startswith(permanent):
             found.append(f"I6 {name} lives for ever")

@@ -90,6 +90,7 @@ async def _one(scenario: Scenario, arena: Arena, baseline: dict[str, Footprint],
         **({"errors": dict(arena.load.codes)} if arena.load.codes else {}),
         "calls_again": sum(count - 1 for count in arena.witness.calls.values()),
         "p99_s": round(percentile([o.seconds for o in arena.load.outcomes], 0.99), 2),
+        **({"batch_s": [round(b.ended - b.began, 1) for b in arena.batches]} if arena.batches else {}),
         **verdict.figures,
     }
     return Result(

@@ -22,6 +22,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """Clients may lose their connections: the ingress that held them died."""
     again: int = 0
     """Provider calls beyond one a request."""
+    parts: int = 0
+    """Files begun by processes that died: the next sweep removes those older than an hour."""
     letters: int = 0
     """Dead letters that must be there."""
     within: float | None = None
