@@ -7,7 +7,7 @@ import gzip
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +43,39 @@ class Received:
 class Answer:
     """Steps of an answer in order: bytes are written, numbers slept, events waited for; see also HANG and CUT."""
 
-    steps: tuple[Step, ...]
+    steps: Iterable[Step]
+
+
+class Gate:
+    """Holds answers back until it is opened, from whichever thread."""
+
+    def __init__(self) -> None:
+        self._open = False
+
+    def open(self) -> None:
+        self._open = True
+
+    def before(self, answer: Answer) -> Answer:
+        """Return `answer`, which waits for the gate."""
+        return Answer(_Gated(self, answer.steps))
+
+    def waits(self) -> Iterator[float]:
+        """Yield pauses until it is open."""
+        yield 0.0
+        while not self._open:
+            yield 0.01
+
+
+@dataclass(frozen=True)
+class _Gated:
+    """Steps behind a gate."""
+
+    gate: Gate
+    steps: Iterable[Step]
+
+    def __iter__(self) -> Iterator[Step]:
+        yield from self.gate.waits()
+        yield from self.steps
 
 
 Script = Answer | Callable[[Received], Answer]
@@ -205,7 +237,7 @@ class ScriptedUpstream:
         return alive
 
 
-async def _take(stream: SocketStream, steps: tuple[Step, ...]) -> bool:
+async def _take(stream: SocketStream, steps: Iterable[Step]) -> bool:
     for step in steps:
         if isinstance(step, bytes):
             await stream.send(step)

@@ -50,16 +50,22 @@ class Bar:
         self._now = now
         self._pace = figures.Pace()
         self._begun = now()
+        self._ended: Table | None = None
+        """The bar of a batch that has ended; it stays while the results are downloaded."""
 
     def transfer(self, doing: str, done: int, total: int) -> None:
         words = [f"{figures.size(done)} of {figures.size(total)}", doing]
-        self._live.update(self._bar(done, total, words))
+        if self._ended is None:
+            self._live.update(self._bar(done, total, words))
+        else:
+            self._live.update(Group(self._ended, Text(f" {' '.join(words)}", style="dim")))
 
     def show(self, seen: bytes) -> None:
         batch, now = read_batch(seen), self._now()
         pace = self._pace.see(now, batch.done)
         bar = self._bar(batch.done, batch.counts.total, figures.headline(batch, pace))
         rows: list[RenderableType] = [bar]
+        self._ended = bar if batch.ended else None
         if batch.counts.total:
             rows.append(Text(f" {figures.details(batch)}", style="dim", no_wrap=True, overflow="ellipsis"))
         if concern := figures.concern(batch, now - self._begun):
