@@ -12,7 +12,15 @@ import anyio
 from ingress.edge import Edge
 from ingress.exchange import LEAVING, Exchange, Leaving
 from pipeline import logs
-from pipeline.errors import BacklogFull, BodyTooLarge, Cancelled, RangeNotSatisfiable, RequestTimeout
+from pipeline.errors import (
+    BacklogFull,
+    BodyTooLarge,
+    Cancelled,
+    FileDamaged,
+    PipelineError,
+    RangeNotSatisfiable,
+    RequestTimeout,
+)
 
 if TYPE_CHECKING:
     from pipeline.stores.blobs import Blob
@@ -87,8 +95,14 @@ async def send(exchange: Exchange, blob: Blob, start: int, end: int) -> None:
 async def _send(exchange: Exchange, blob: Blob, start: int, end: int) -> None:
     patience = exchange.edge.settings.ingress.body_timeout + PIECE / LEAST_RATE
     while start < end:
-        data = await blob.read(start, min(PIECE, end - start))
-        if not data:  # somebody cut the file short; so does the server the connection, for the end is missing
+        try:
+            data = await blob.read(start, min(PIECE, end - start))
+        except PipelineError as error:  # without its end the server cuts the connection
+            exchange.code = error.code
+            log.error("download cut short", request_id=exchange.id, code=error.code)
+            return
+        if not data:  # somebody cut the file short
+            exchange.code = FileDamaged.code
             log.error("file shorter than recorded", request_id=exchange.id)
             return
         start += len(data)

@@ -14,6 +14,7 @@ from pipeline import metrics
 from pipeline.errors import InvalidRequest, RangeNotSatisfiable
 from pipeline.stores.blobs import Blob
 from pipeline.stores.files import FileRecord, Listing, Viewer, Wanted
+from pipeline.stores.verified import Verified
 
 PURPOSES: Final = ("batch", "user_data")
 """What files are good for here; OpenAI's others belong to services that are not."""
@@ -100,7 +101,7 @@ async def _download(exchange: Exchange, record: FileRecord, blob: Blob) -> None:
     if exchange.scope["method"] == "HEAD":
         await exchange.send({"type": "http.response.body"})
     else:
-        await send(exchange, blob, start, end)
+        await send(exchange, blob if part else Verified(blob, record.sha256), start, end)
 
 
 def _viewer(exchange: Exchange) -> Viewer:

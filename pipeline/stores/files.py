@@ -181,6 +181,7 @@ class FileStore:
                 check(await self._limits(upload.owner), written.size)  # others may have ended meanwhile
                 return await self.publish(upload.name, upload.owner, wanted, written)
         except PipelineError:
+            await self.blobs.delete(upload.name + RECORD)  # an object store may have it although it failed
             await self.blobs.delete(upload.name)
             raise
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import anyio
 import obstore
 
-from pipeline.errors import FileDamaged, StorageUnavailable
+from pipeline.errors import StorageUnavailable
 from pipeline.stores.object_calls import asking, together
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class ObjectParts:
             raise StorageUnavailable("an earlier append has an unknown end; the blob is to be opened anew")
         if len(data) < SMALL:
             await anyio.sleep_until(self._next)
-        part = Part(f"{self._run}/{len(self._parts):08}", len(data))
+        part = Part(_key(self._run, len(self._parts)), len(data))
         self._doubtful = data
         with anyio.CancelScope(shield=True), asking():
             await obstore.put_async(self._store, part.key, data, use_multipart=False)
@@ -81,11 +81,10 @@ class ObjectParts:
 
 
 async def open_parts(store: ObjectStore, run: str) -> ObjectParts:
-    """Return a run as it is now, empty if it was never begun. Raises StorageUnavailable."""
+    """Return a run as it is now, up to the first object that is missing. Raises StorageUnavailable."""
     found = await parts_of(store, run)
-    if [part.key for part in found] != [f"{run}/{number:08}" for number in range(len(found))]:
-        raise FileDamaged(f"{run} lacks some of its objects; somebody deleted them")
-    return ObjectParts(store, run, found)
+    whole = takewhile(lambda numbered: numbered[1].key == _key(run, numbered[0]), enumerate(found))
+    return ObjectParts(store, run, [part for _, part in whole])
 
 
 async def parts_of(store: ObjectStore, run: str) -> list[Part]:
@@ -93,3 +92,7 @@ async def parts_of(store: ObjectStore, run: str) -> list[Part]:
     with asking():
         listed = await obstore.list(store, run).collect_async()
     return sorted(Part(found["path"], found["size"]) for found in listed)
+
+
+def _key(run: str, number: int) -> str:
+    return f"{run}/{number:08}"

@@ -8,7 +8,7 @@ from typing import Final
 import anyio
 
 from pipeline import logs
-from pipeline.errors import StorageFull, TransportError
+from pipeline.errors import StorageFull, StorageUnavailable, TransportError
 from pipeline.stores.batches import BatchState
 from workers.batches.ledger import Superseded
 from workers.batches.run import BatchRun, Desk
@@ -47,6 +47,8 @@ class Keeper:
                             tasks.start_soon(self._own, state)
                 except TransportError as error:
                     log.debug("no batch can be claimed", error=str(error))
+                except StorageUnavailable as error:
+                    log.warning("batches cannot be read", error=error.message)
                 except OSError as error:
                     log.error("batches cannot be read", error=type(error).__name__)
                 await anyio.sleep(LOOK_EVERY)
@@ -70,7 +72,7 @@ class Keeper:
                 await BatchRun(self._desk, now, number).run(lambda: self._share(name))
         except Superseded:
             log.warning("batch has another owner", batch=name)
-        except (StorageFull, TransportError) as error:
+        except (StorageFull, StorageUnavailable, TransportError) as error:
             log.warning("batch rests", batch=name, error=error.message)
             self._resting[name] = anyio.current_time() + RETRY
         except Exception as error:  # a bug in one batch must not end the others

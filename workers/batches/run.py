@@ -12,13 +12,14 @@ import msgspec
 
 from pipeline import failpoints, logs
 from pipeline.catalog import Catalog
-from pipeline.errors import NotFound, TransportError
+from pipeline.errors import FileDamaged, NotFound, PipelineError, TransportError
 from pipeline.settings import Settings
 from pipeline.stores.batch_lines import LineError
 from pipeline.stores.batches import BatchState, BatchStore
 from pipeline.stores.blobs import Blob
 from pipeline.stores.files import FileStore, Wanted
 from pipeline.stores.lines import read_lines
+from pipeline.stores.verified import Verified
 from pipeline.transport.feeding import FeedTransport, LineStream
 from workers.batches import answers
 from workers.batches.collector import Collector
@@ -69,7 +70,11 @@ class BatchRun:
         self._ended_by = ""
 
     async def run(self, share: Callable[[], int]) -> None:
-        """Bring the batch to its end, with `share()` lines open at most. Raises Superseded and StorageFull."""
+        """
+        Bring the batch to its end, with `share()` lines open at most.
+
+        Raises Superseded, StorageFull and StorageUnavailable.
+        """
         blobs, request, ledger = self._desk.store.blobs, self._request, self._ledger
         try:
             adopted = await adopt(blobs, request.id, self._before.parts, self._before.owner, ledger.done)
@@ -80,9 +85,14 @@ class BatchRun:
                 open_parts(blobs, request.id, self._owner, adopted) as parts,
             ):
                 ledger.open(parts)
-                await self._process(blob, parts, share)
+                unread = self._before.status == "validating"
+                await self._process(Verified(blob, file.sha256) if unread else blob, parts, share)
         except NotFound:
             await self._fail(LineError("input_file_not_found", "The input file does not exist any more."))
+        except FileDamaged:
+            await self._fail(
+                LineError("input_file_damaged", "The input file is not what was uploaded; upload it again.")
+            )
         await remove_parts(blobs, request.id, self._owner)
         record = ledger.record
         counts = {"total": record.total, "completed": record.completed, "failed": record.failed}
@@ -93,7 +103,7 @@ class BatchRun:
         window = Window(blob, limits.files.max_line_bytes, limits.batches.batch_line_timeout)
         stream = self._desk.transport.line_stream(self._request.hex)
         self._desk.transport.on_lost[self._request.id] = window.lose
-        superseded = False
+        ended: Exception | None = None
         try:
             with anyio.CancelScope() as work:
                 try:
@@ -101,10 +111,10 @@ class BatchRun:
                         tasks.start_soon(self._watch, window, stream, work)
                         await self._work(blob, window, stream, share)
                         tasks.cancel_scope.cancel()
-                except* Superseded:
-                    superseded = True
-            if superseded:
-                raise Superseded
+                except* (Superseded, PipelineError) as group:
+                    ended = _first(group)
+            if ended is not None:
+                raise ended
             if not self._ledger.record.terminal:
                 await self._end(blob, window, parts)
                 await stream.remove()
@@ -234,3 +244,11 @@ class BatchRun:
 
     async def _fail(self, *errors: LineError) -> None:
         await self._ledger.reach("failed", self._desk.now(), errors=errors)
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> Exception:
+    """Return the first error of a group of groups."""
+    found: Exception | BaseExceptionGroup[Exception] = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found

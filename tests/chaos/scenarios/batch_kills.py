@@ -143,4 +143,3 @@ scenario(
     layout=TWO,
     seconds=30,
 )(kill_owners)
-

@@ -70,9 +70,9 @@ async def restarted(arena: Arena, chance: random.Random) -> Verdict:
     return Verdict(again=WINDOW, kept=KEPT, figures=took_over(arena, batch, back))
 
 
-scenario(
-    "batch-server-restarted", "F8 M3", "SIGTERM of the server, twice in a batch", layout=ONE, seconds=SECONDS
-)(restarted)
+scenario("batch-server-restarted", "F8 M3", "SIGTERM of the server, twice in a batch", layout=ONE, seconds=SECONDS)(
+    restarted
+)
 
 
 async def killed(forgets: str, arena: Arena, chance: random.Random) -> Verdict:
