@@ -82,6 +82,7 @@ T = TypeVar("T")
 _decode_view: Final = msgspec.json.Decoder(View).decode
 _decode_prompt: Final = msgspec.json.Decoder(PromptObject).decode
 _decode_encoded: Final = msgspec.json.Decoder(Encoded).decode
+_KINDS: Final = {b"": "", b"n": "", b"{": "object", b"[": "array"}
 _WHERE: Final = re.compile(r"^(?P<what>.*) - at `\$\.(?P<field>[a-z_]+)[^`]*`$", re.DOTALL)
 
 
@@ -113,8 +114,7 @@ def kind(raw: msgspec.Raw) -> str:
     """Return what a value is, by its first byte: `object`, `array`, `other`, or nothing for null and absent."""
     if raw is ABSENT:
         return ""
-    first = bytes(memoryview(raw)[:1])
-    return {b"": "", b"n": "", b"{": "object", b"[": "array"}.get(first, "other")
+    return _KINDS.get(bytes(memoryview(raw)[:1]), "other")
 
 
 def _decoded(decode: Callable[[bytes | msgspec.Raw], T], data: bytes | msgspec.Raw, prefix: str) -> T:

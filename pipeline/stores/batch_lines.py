@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -46,6 +46,18 @@ class BatchLine(msgspec.Struct, frozen=True):
     model: str | None = None
 
 
+class _Usual(msgspec.Struct, forbid_unknown_fields=True):
+    """A line as nearly all are, decoded at once. Whatever is not like this is looked at piece by piece."""
+
+    custom_id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_CUSTOM_ID)]
+    method: Literal["POST"]
+    url: str
+    body: msgspec.Raw
+
+
+_decode_usual: Final = msgspec.json.Decoder(_Usual).decode
+
+
 class _Refused(Exception):
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -68,6 +80,8 @@ def duplicate(line: Line) -> LineError:
 def _checked(line: Line, endpoint: str) -> BatchLine:
     if line.data is None:
         raise _Refused("line_too_long", "This line is longer than max_line_bytes.")
+    if usual := _usual(line.data, endpoint):
+        return BatchLine(usual.custom_id, usual.body, _model(_body(usual.body)))
     fields = _fields(line.data)
     custom_id = _text(fields, "custom_id")
     if not 0 < len(custom_id) <= MAX_CUSTOM_ID or not custom_id.isprintable():
@@ -83,6 +97,16 @@ def _checked(line: Line, endpoint: str) -> BatchLine:
     if body == _NULL:
         raise _missing("body")
     return BatchLine(custom_id, body, _model(_body(body)))
+
+
+def _usual(data: bytes, endpoint: str) -> _Usual | None:
+    if not data.isascii():
+        return None
+    try:
+        found = _decode_usual(data)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    return found if found.url == endpoint and found.custom_id.isprintable() and found.body != _NULL else None
 
 
 def _fields(data: bytes) -> Fields:

@@ -70,6 +70,11 @@ class StageStream:
         self._clock = clock
         self._links = links
         self._held: dict[tuple[str, str], HeldDelivery] = {}
+        self._by_job: dict[str, HeldDelivery] = {}
+        self._in_lane = dict.fromkeys(LANES, 0)
+        """How many are held, by lane."""
+        self._renewed = 0.0
+        """When the last renewal of all that was held began."""
         self._claim_at = 0.0
         self._crowded: set[int] = set()
         """Delivery numbers of which as many run here as may: the last claim may have left others behind."""
@@ -91,21 +96,22 @@ class StageStream:
 
     def count_held(self) -> None:
         """Tell the metrics how many deliveries are held, by lane."""
-        lanes = Counter(lane for lane, _ in self._held)
-        for lane in LANES:
-            metrics.JOBS_IN_FLIGHT[self.stage, lane].set(lanes[lane])
+        for lane, held in self._in_lane.items():
+            metrics.JOBS_IN_FLIGHT[self.stage, lane].set(held)
 
     def forget(self, delivery: HeldDelivery) -> None:
         """Let go of a delivery whose outcome was written, or that was released or lost."""
-        self._held.pop((delivery.source.lane, delivery.source.entry), None)
+        if self._held.pop((delivery.source.lane, delivery.source.entry), None) is not None:
+            self._in_lane[delivery.source.lane] -= 1
+        if self._by_job.get(delivery.job.id) is delivery:
+            del self._by_job[delivery.job.id]
 
     def cancel(self, job_id: str) -> bool:
         """Cancel the work on a job, if it is here."""
-        for delivery in self._held.values():
-            if delivery.job.id == job_id:
-                delivery.stop(End.CANCELLED)
-                return True
-        return False
+        delivery = self._by_job.get(job_id)
+        if delivery is not None:
+            delivery.stop(End.CANCELLED)
+        return delivery is not None
 
     async def fetch(self, room: int) -> list[HeldDelivery]:
         """Return up to `room` deliveries, within about half a second; none when there are none or Redis is away."""
@@ -168,7 +174,7 @@ class StageStream:
     def _plan(self, room: int) -> tuple[tuple[str, ...], int, float]:
         """Return the lanes to read, how many entries of each, and how long to wait. COUNT is per stream."""
         room = min(room, FETCH_MOST)
-        batch_room = self._batch_cap - sum(1 for lane, _ in self._held if lane == BATCH)
+        batch_room = self._batch_cap - self._in_lane[BATCH]
         block = GLANCE if self._crowded else BLOCK  # a suspect may end at any moment, and others wait for its place
         if batch_room < 1:
             return (LIVE,), room, BATCH_GLANCE
@@ -190,8 +196,9 @@ class StageStream:
         return fresh
 
     async def _claim(self, room: int) -> list[tuple[str, str, list[Any], int]]:
-        """Take over what dead consumers left; our own leases are renewed first, so that none of them looks dead."""
-        await self.renew()
+        """Take over what dead consumers left; our own leases are renewed in time, so that none of them looks dead."""
+        if anyio.current_time() - self._renewed > self._links.settings.lease / 2:
+            await self.renew()
         claimed: list[tuple[str, str, list[Any], int]] = []
         lease = int(self._links.settings.lease * 1000)
         numbers = Counter(d.number for d in self.held)
@@ -267,7 +274,8 @@ class StageStream:
             job, reference = UNREADABLE, ""
         source = Source(self.stage, lane, entry, counted, reference)
         delivery = HeldDelivery(job, body, number, source, self._clock, self._writer)
-        self._held[lane, entry] = delivery
+        self._held[lane, entry] = self._by_job[job.id] = delivery
+        self._in_lane[lane] += 1
         return delivery
 
     async def prepare(self) -> None:
@@ -280,6 +288,7 @@ class StageStream:
 
     async def renew(self) -> None:
         """Renew the lease of everything held; what is not ours any more is cancelled. Raises TransportUnavailable."""
+        began = anyio.current_time()
         by_lane: dict[str, list[HeldDelivery]] = {}
         for delivery in self._held.values():
             if delivery.fenced:
@@ -295,6 +304,7 @@ class StageStream:
                     if delivery.source.entry in lost and ours_to_lose:
                         log.warning("lease lost", stage=self.stage, job=delivery.job.id)
                         delivery.stop(End.LOST)
+        self._renewed = began
 
     async def release(self, deliveries: Sequence[HeldDelivery]) -> None:
         """Hand deliveries back unrun: another consumer may claim them at once. Raises TransportUnavailable."""

@@ -11,7 +11,7 @@ from pipeline.errors import TransportError
 from pipeline.job import ErrorFields
 from pipeline.stores.batches import BatchRequest
 from pipeline.transport.connection import Backoff
-from pipeline.transport.feeding import Arrived, LineStream
+from pipeline.transport.feeding import READ_COUNT, Arrived, LineStream
 from workers.batches import answers
 from workers.batches.ledger import Ledger, Outcomes
 from workers.batches.lines import OpenLine, line_of
@@ -20,6 +20,12 @@ from workers.batches.window import Window
 
 APPEND_BYTES: Final = 4 * 2**20
 """Answers held before they are written, in bytes, give or take one."""
+
+GATHER: Final = 0.05
+"""Seconds in which answers gather before the next look, where many lines are open: each write waits for the disk."""
+
+MANY: Final = 8
+"""An answered line in so many open ones is worth a write at once."""
 
 log = logs.logger("feed")
 
@@ -48,6 +54,8 @@ class Collector:
                 continue
             if arrived:
                 await self._take(arrived)
+                if len(arrived) < min(READ_COUNT, len(self._window.open) // MANY):
+                    await anyio.sleep(GATHER)
 
     async def _take(self, arrived: list[Arrived]) -> None:
         for answer in arrived:

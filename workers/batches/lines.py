@@ -34,8 +34,9 @@ class LineReader:
         self._request = request
         self._catalog = catalog
         self._operation = BATCHED[request.endpoint]
-        self._timeout = settings.batches.batch_line_timeout
+        self._timeout_ms = int(settings.batches.batch_line_timeout * 1000)
         self._config = settings.digest
+        self._reply_to = keyspace.LINES + request.hex
 
     def read(self, line: Line) -> Request | LineError:
         """Return what a line asks for, or the first thing that is wrong with it."""
@@ -61,15 +62,14 @@ class LineReader:
 
     def job(self, request: Request, job_id: str, now: int) -> Job:
         """Return the job of a line; `now` is the server's time in ms."""
-        seconds = min(self._timeout, request.view.timeout or self._timeout)
         return Job(
             id=job_id,
             operation=self._operation,
             stages_left=DISPATCH if request.prompt is None else RESOLVE_DISPATCH,
-            deadline=now + int(seconds * 1000),
+            deadline=now + self._timeout_ms,
             admitted=now,
             since=now,
-            reply_to=keyspace.LINES + self._request.hex,
+            reply_to=self._reply_to,
             lane=BATCH,
             model=request.model,
             prompt=request.prompt,
