@@ -9,9 +9,11 @@ import msgspec
 from pipeline.errors import (
     ConfigMismatch,
     DeadlineExceeded,
+    ModelDisabled,
     NoWorker,
     PromptManagerError,
     PromptTimeout,
+    UpstreamAuthFailed,
     UpstreamOverloaded,
     UpstreamTimeout,
     UpstreamUnavailable,
@@ -25,13 +27,15 @@ PASSING: Final = frozenset(
         UpstreamOverloaded,
         UpstreamUnavailable,
         UpstreamTimeout,
+        UpstreamAuthFailed,
+        ModelDisabled,
         PromptManagerError,
         PromptTimeout,
         NoWorker,
         ConfigMismatch,
     )
 )
-"""Codes of errors that are nobody's word on the line itself: it is fed again later."""
+"""Codes of errors that are not about the line itself, or for the operator to mend: it is fed again later."""
 
 TOO_LATE: Final = DeadlineExceeded.code
 

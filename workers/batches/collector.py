@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import anyio
 
 from pipeline import logs
-from pipeline.errors import TransportError
-from pipeline.job import ErrorFields
+from pipeline.errors import ModelDisabled, PromptManagerError, TransportError, UpstreamAuthFailed
+from pipeline.job import ErrorFields, Reply
 from pipeline.stores.batches import BatchRequest
 from pipeline.transport.connection import Backoff
 from pipeline.transport.feeding import READ_COUNT, Arrived, LineStream
 from workers.batches import answers
 from workers.batches.ledger import Ledger, Outcomes
 from workers.batches.lines import OpenLine, line_of
+from workers.batches.outages import PROMPTS, missed, served
 from workers.batches.parts import ERRORS, RESULTS
 from workers.batches.window import Window
 
@@ -26,6 +28,12 @@ GATHER: Final = 0.05
 
 MANY: Final = 8
 """An answered line in so many open ones is worth a write at once."""
+
+REMEDIES: Final = {
+    UpstreamAuthFailed.code: "mend the deployment's key; the lines are tried again by themselves",
+    ModelDisabled.code: "set the variable of the deployment's key and reload; the lines are tried again by themselves",
+    PromptManagerError.code: "mend the prompt manager; the lines are tried again by themselves",
+}
 
 log = logs.logger("feed")
 
@@ -59,7 +67,7 @@ class Collector:
 
     async def _take(self, arrived: list[Arrived]) -> None:
         for answer in arrived:
-            line = self._window.open.get(line_of(answer.reply.id))
+            line = self._window.get(line_of(answer.reply.id))
             if line is not None:  # otherwise it is a repeat
                 await self._conclude(line, answer)
                 if len(self._results.data) + len(self._errors.data) > APPEND_BYTES:
@@ -72,34 +80,48 @@ class Collector:
         """Take note of a line's outcome, or that it has to be fed again."""
         reply, batch = answer.reply, self._request.hex
         if reply.error is not None:
-            if self._passes(line, answer, reply.error):
+            if self._passes(line, reply, reply.error):
                 return
+            self._served(line, served(reply))
             text = answers.refused(batch, line.number, line.custom_id, reply.error, reply.facts)
             self._errors.add(line.number, text, reply.error.code)
             self._window.close(line.number)
             return
         body = await self._stream.body(answer)
         if body is None:
-            line.rest(0.0)
+            self._window.rest(line, 0.0)
             return
+        self._served(line, served(reply))
         self._results.add(line.number, answers.answered(batch, line.number, line.custom_id, reply, body))
         answers.add_usage(self._results.usage, body)
         self._ledger.tally.answered(reply.facts.provider_ms)
         self._window.close(line.number)
 
-    def _passes(self, line: OpenLine, answer: Arrived, error: ErrorFields) -> bool:
+    def _passes(self, line: OpenLine, reply: Reply, error: ErrorFields) -> bool:
         """Whether a line is to be fed again after this error."""
         if error.code not in answers.PASSING and error.code != answers.TOO_LATE:
             return False
-        if line.job in ("", answer.reply.id):  # of an earlier job of the line nobody waits any more
-            now = anyio.current_time()
+        # For an earlier job of the line, as for one of a line that rests already, nobody waits any more.
+        if line.number in self._window.open and line.job in ("", reply.id):
             self._ledger.tally.put_off(error.code)
             if error.code == answers.TOO_LATE:
-                line.wake = now  # with its job still there: it counts as a try
-                line.job = line.job or answer.reply.id
+                line.tries += 1
+                self._window.rest(line, 0.0)
             else:
-                self._window.defer(line, now, error.retry_after)
+                self._defer(line, missed(reply), error)
+                if reply.facts.prompt:
+                    self._served(line, [PROMPTS])
         return True
+
+    def _defer(self, line: OpenLine, need: str, error: ErrorFields) -> None:
+        if self._window.defer(line, need, error, anyio.current_time()):
+            log.warning("lines wait", batch=self._request.id, need=need, code=error.code, hint=REMEDIES.get(error.code))
+
+    def _served(self, line: OpenLine, needs: Iterable[str]) -> None:
+        if not self._window.outages:
+            return
+        for need in self._window.met(needs, line.number, anyio.current_time()):
+            log.info("lines go on", batch=self._request.id, need=need)
 
     async def _write(self) -> None:
         results, self._results = self._results, Outcomes(RESULTS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import anyio
@@ -18,7 +18,7 @@ from workers.batches import answers
 from workers.batches.ledger import Ledger, Outcomes
 from workers.batches.lines import LineReader, OpenLine, job_id
 from workers.batches.parts import ERRORS
-from workers.batches.window import TRIES, Window
+from workers.batches.window import Window
 
 FEED_MOST: Final = 256
 """Lines of one admission."""
@@ -28,6 +28,9 @@ RESERVE: Final = 512
 
 PAUSE: Final = 0.25
 """Seconds after which a feeder with nothing to do looks again."""
+
+TRIES: Final = 3
+"""Jobs of a line that may end with their deadline before the line ends in an error."""
 
 RETRY: Final = 1.0
 """Seconds a line rests that did not get into Redis."""
@@ -42,7 +45,7 @@ class Outgoing(NamedTuple):
 
 
 class Feeder:
-    """Feeds one batch. `share` says how many of its lines may be open."""
+    """Feeds one batch."""
 
     def __init__(
         self, request: BatchRequest, ledger: Ledger, window: Window, reader: LineReader, transport: FeedTransport
@@ -53,26 +56,21 @@ class Feeder:
         self._reader = reader
         self._transport = transport
 
-    async def run(self, share: Callable[[], int]) -> None:
+    async def run(self) -> None:
         """Feed until every line has its outcome. Raises Superseded."""
         ledger, window = self._ledger, self._window
         while ledger.done.count < ledger.record.total:
             changed = window.changed
-            outgoing = await self._again()
-            if not outgoing:
-                outgoing = await self._fresh(min(FEED_MOST, share() - len(window.open)))
-            if outgoing:
-                await self._admit(outgoing)
-            elif ledger.done.count < ledger.record.total:
+            if not (await self._again() or await self._fresh()) and ledger.done.count < ledger.record.total:
                 with anyio.move_on_after(PAUSE):
                     await changed.wait()
 
-    async def _again(self) -> list[Outgoing]:
-        """Return the open lines whose time came; a job without an answer in time counts as a try."""
+    async def _again(self) -> bool:
+        """Feed the open lines whose time came; return whether there were any."""
+        now = anyio.current_time()
+        lines = [*self._window.overdue(now), *self._window.awake(now, FEED_MOST)]
         outgoing, given_up = [], []
-        for line in self._window.due(anyio.current_time())[:FEED_MOST]:
-            if line.job:
-                line.tries += 1
+        for line in lines:
             if line.tries >= TRIES:
                 given_up.append((line, too_late()))
                 continue
@@ -83,13 +81,14 @@ class Feeder:
                 given_up.append((line, found))
         self._ledger.tally.retries += len(outgoing)
         await self._give_up(given_up)
-        return outgoing
+        await self._admit(outgoing)
+        return bool(lines)
 
-    async def _fresh(self, room: int) -> list[Outgoing]:
-        """Return lines that were never fed, once the record says that they were."""
-        lines = await self._window.fresh(room) if room > 0 else []
+    async def _fresh(self) -> bool:
+        """Feed lines that were never fed, once the record says that they were; return whether there are any."""
+        lines = await self._window.fresh(FEED_MOST)
         if not lines:
-            return []
+            return False
         if lines[-1].number > self._ledger.record.fed:
             await self._ledger.save(fed=lines[-1].number + RESERVE)
         outgoing, given_up = [], []
@@ -97,12 +96,18 @@ class Feeder:
             open_line = OpenLine(line)
             self._window.add(open_line)
             found = self._prepare(line, open_line)
-            if isinstance(found, Outgoing):
-                outgoing.append(found)
-            else:
+            if not isinstance(found, Outgoing):
                 given_up.append((open_line, found))
+            elif not self._holds_up(found):
+                outgoing.append(found)
         await self._give_up(given_up)
-        return outgoing
+        await self._admit(outgoing)
+        return True
+
+    def _holds_up(self, outgoing: Outgoing) -> bool:
+        """Whether a line has to wait, because others wait for what it needs."""
+        window = self._window
+        return window.troubled and window.hold_up(outgoing.line, self._reader.needs(outgoing.job))
 
     def _prepare(self, text: Line, line: OpenLine) -> Outgoing | ErrorFields:
         """Return the next job of a line, or why it cannot run any more: when it was validated it could."""
@@ -115,6 +120,9 @@ class Feeder:
         return Outgoing(line, self._reader.job(request, name, self._transport.now()), request.body)
 
     async def _admit(self, outgoing: list[Outgoing]) -> None:
+        outgoing = [found for found in outgoing if found.line.number in self._window.open]
+        if not outgoing:
+            return
         now = anyio.current_time()
         for line, job, _ in outgoing:
             self._window.under_way(line, job.id, now)
@@ -123,12 +131,14 @@ class Feeder:
         batches = await self._transport.add([(job, body) for _, job, body in outgoing])
         for (line, job, _), batch in zip(outgoing, batches, strict=True):
             if not batch and line.job == job.id:
-                line.rest(anyio.current_time() + RETRY)
+                self._window.rest(line, anyio.current_time() + RETRY)
             line.admission = batch
 
     async def _give_up(self, lines: Iterable[tuple[OpenLine, ErrorFields]]) -> None:
         outcomes = Outcomes(ERRORS)
         for line, error in lines:
+            if line.number not in self._window.open:
+                continue  # its answer came after all
             text = answers.refused(self._request.hex, line.number, line.custom_id, error)
             outcomes.add(line.number, text, error.code)
             self._window.close(line.number)

@@ -15,6 +15,7 @@ from pipeline.stores.batches import BatchRequest
 from pipeline.stores.lines import Line
 from pipeline.transport import keyspace
 from pipeline.views import View, decode_view
+from workers.batches.outages import needed
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -60,6 +61,11 @@ class LineReader:
         checked = check_line(line, self._request.endpoint)
         return "" if isinstance(checked, LineError) else checked.custom_id
 
+    def needs(self, job: Job) -> tuple[str, ...]:
+        """Return what a line needs, as far as is known before it runs."""
+        group = self._catalog.group(job.model)
+        return needed(job, group.name if group else job.model)
+
     def job(self, request: Request, job_id: str, now: int) -> Job:
         """Return the job of a line; `now` is the server's time in ms."""
         return Job(
@@ -84,7 +90,10 @@ class LineReader:
 class OpenLine:
     """A line that was handed to the pipeline, or will be again, and has no outcome yet."""
 
-    __slots__ = ("admission", "custom_id", "deferrals", "end", "fed", "job", "number", "offset", "tries", "wake")
+    __slots__ = (
+        "admission", "custom_id", "deferrals", "end", "fed", "job", "limited", "need", "number", "offset", "tries",
+        "wake",
+    )  # fmt: skip
 
     def __init__(self, line: Line, custom_id: str = "") -> None:
         self.number = line.number
@@ -99,6 +108,10 @@ class OpenLine:
         self.tries = 0
         """Jobs that ended with their deadline."""
         self.deferrals = 0
+        self.need = ""
+        """What it lacked the last time it was not served."""
+        self.limited = False
+        """Whether that is there, but has a limit."""
         self.wake = 0.0
         """When to look at it again: the end of its rest, or of its job's time."""
 
@@ -106,11 +119,6 @@ class OpenLine:
     def size(self) -> int:
         """Bytes of the line."""
         return self.end - self.offset
-
-    def rest(self, until: float) -> None:
-        """Have no job under way until then."""
-        self.job = ""
-        self.wake = until
 
 
 def job_id(batch: str, owner: int, line: OpenLine) -> str:

@@ -100,7 +100,7 @@ class BatchRun:
 
     async def _process(self, blob: Blob, parts: Parts, share: Callable[[], int]) -> None:
         limits = self._desk.settings
-        window = Window(blob, limits.files.max_line_bytes, limits.batches.batch_line_timeout)
+        window = Window(blob, limits.files.max_line_bytes, limits.batches.batch_line_timeout, share)
         stream = self._desk.transport.line_stream(self._request.hex)
         self._desk.transport.on_lost[self._request.id] = window.lose
         ended: Exception | None = None
@@ -109,7 +109,7 @@ class BatchRun:
                 try:
                     async with anyio.create_task_group() as tasks:
                         tasks.start_soon(self._watch, window, stream, work)
-                        await self._work(blob, window, stream, share)
+                        await self._work(blob, window, stream)
                         tasks.cancel_scope.cancel()
                 except* (Superseded, PipelineError) as group:
                     ended = _first(group)
@@ -123,7 +123,7 @@ class BatchRun:
             with anyio.CancelScope(shield=True):
                 await stream.close()
 
-    async def _work(self, blob: Blob, window: Window, stream: LineStream, share: Callable[[], int]) -> None:
+    async def _work(self, blob: Blob, window: Window, stream: LineStream) -> None:
         """Validate, then feed and collect until every line has its outcome."""
         ledger = self._ledger
         if ledger.record.status == "validating" and not await self._validate(blob):
@@ -133,7 +133,7 @@ class BatchRun:
         collector = Collector(self._request, ledger, window, stream)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(collector.run)
-            await feeder.run(share)
+            await feeder.run()
             tasks.cancel_scope.cancel()
 
     async def _validate(self, blob: Blob) -> bool:
@@ -182,7 +182,10 @@ class BatchRun:
     async def _report(self, window: Window, waiting: dict[str, int]) -> None:
         """Keep the record fresh. Raises Superseded."""
         ledger = self._ledger
-        progress = ledger.progress(open=len(window.open), resting=window.resting, waiting=waiting)
+        resting = len(window.rests)
+        progress = ledger.progress(
+            open=len(window.open) + resting, resting=resting, waiting=waiting, paused=window.paused
+        )
         if progress != ledger.record.progress:
             await ledger.save(progress=progress)
 

@@ -3,38 +3,52 @@
 from __future__ import annotations
 
 import random
-from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from itertools import islice
 from typing import Final
 
 import anyio
 
+from pipeline.errors import UpstreamOverloaded
+from pipeline.job import ErrorFields
 from pipeline.stores.blobs import Blob
 from pipeline.stores.lines import Line, read_lines
 from workers.batches.lines import OpenLine, line_of
+from workers.batches.outages import Outages
+from workers.batches.rests import Rests
 
 OPEN_BYTES: Final = 64 * 2**20
-"""Bytes of open lines of one batch: its bodies are in Redis meanwhile."""
+"""Bytes of lines of one batch that are under way: their bodies are in Redis meanwhile."""
 
-TRIES: Final = 3
-"""Jobs of a line that may end with their deadline before the line ends in an error."""
+RESTING: Final = 16
+"""How many lines of a batch may rest, times its share of the window: 300 bytes each, and nothing in Redis."""
 
 ANSWER_LATE: Final = 5.0
 """Seconds after a job's deadline by which its answer that it is too late should have come."""
+
+LOOK_EVERY: Final = 0.25
+"""Seconds between two looks for jobs without an answer."""
 
 LONGEST_REST: Final = 300.0
 """Seconds a line rests at most unless a provider asks for more."""
 
 
 class Window:
-    """Open lines by number, and the input they come from."""
+    """Lines under way by number, those that rest, and the input they come from. `share`: how many may be under way."""
 
-    def __init__(self, blob: Blob, longest: int, line_timeout: float) -> None:
+    def __init__(self, blob: Blob, longest: int, line_timeout: float, share: Callable[[], int]) -> None:
         self.open: dict[int, OpenLine] = {}
+        self.rests = Rests()
+        self.outages = Outages()
         self._blob = blob
         self._longest = longest
         self._timeout = line_timeout
+        self._share = share
         self._size = 0
+        self._look = 0.0
+        self._limited: Counter[str] = Counter()
+        """Lines that met a provider's limit and are under way, or rest until they are; by model."""
         self._offset, self._number = 0, 1
         self._source: AsyncIterator[list[Line]] | None = None
         self._read: deque[Line] = deque()
@@ -50,13 +64,20 @@ class Window:
         self.changed.set()
         self.changed = anyio.Event()
 
+    # Lines under way
+
+    @property
+    def room(self) -> int:
+        """How many more lines may be under way. What earlier owners fed is theirs until it is known to be lost."""
+        return self._share() - len(self.open) + len(self._inherited)
+
     def add(self, line: OpenLine) -> None:
-        """Have a line open."""
+        """Have a line under way."""
         self.open[line.number] = line
         self._size += line.size
 
     def inherit(self, line: OpenLine, now: float) -> None:
-        """Have a line open that an earlier owner may have fed: its answer may be on its way."""
+        """Have a line under way that an earlier owner may have fed: its answer may be on its way."""
         line.wake = now + self._timeout
         self._inherited.add(line.number)
         self.add(line)
@@ -64,32 +85,60 @@ class Window:
 
     def settle_inherited(self, jobs: Iterable[str]) -> None:
         """These jobs of the batch are under way; lines of earlier owners that have none of them are fed again."""
-        self._inherited &= self.open.keys()
         found = {line_of(job): job for job in jobs}
-        for number in self._inherited:
-            line = self.open[number]
+        for number in list(self._inherited):
             if number in found:
-                line.job = found[number]
+                self.open[number].job = found[number]
             else:
-                line.rest(0.0)
-        self._inherited &= found.keys()
+                self.rest(self.open[number], 0.0)
         self.tell()
-
-    def close(self, number: int) -> None:
-        """A line has its outcome."""
-        self._size -= self.open.pop(number).size
 
     def under_way(self, line: OpenLine, job: str, now: float) -> None:
         """A line has this job from now on."""
         self._inherited.discard(line.number)
         line.job, line.wake = job, now + self._timeout + ANSWER_LATE
 
+    def overdue(self, now: float) -> list[OpenLine]:
+        """Return the lines that should have had an answer by now, each a try the poorer."""
+        if now < self._look:
+            return []
+        self._look = now + LOOK_EVERY
+        lines = [line for line in self.open.values() if line.wake <= now]
+        for line in lines:
+            line.tries += bool(line.job)
+            self._inherited.discard(line.number)
+        return lines
+
+    def get(self, number: int) -> OpenLine | None:
+        """Return a line that has no outcome yet."""
+        return self.open.get(number) or self.rests.get(number)
+
+    def close(self, number: int) -> None:
+        """A line has its outcome."""
+        line = self._leave(number) if number in self.open else self.rests.drop(number)
+        if line is not None and line.limited:
+            self._limited[line.need] -= 1
+
+    def _leave(self, number: int) -> OpenLine:
+        line = self.open.pop(number)
+        self._inherited.discard(number)
+        self._size -= line.size
+        return line
+
+    @property
+    def jobs(self) -> list[str]:
+        """Ids of the jobs under way."""
+        return [line.job for line in self.open.values() if line.job]
+
+    # Lines from the input
+
     def begin_at(self, offset: int, number: int) -> None:
         """Feed from the line at `offset` on, which has this number."""
         self._offset, self._number = offset, number
 
-    async def fresh(self, room: int) -> list[Line]:
-        """Return up to `room` lines that were not fed yet, none when there are none; they are not open yet."""
+    async def fresh(self, most: int) -> list[Line]:
+        """Return up to `most` lines that were not fed yet, as many as there is room for; they are not open yet."""
+        room = min(most, self.room, RESTING * self._share() - len(self.rests))
         lines: list[Line] = []
         size = self._size
         if self._source is None:
@@ -104,37 +153,94 @@ class Window:
             size += line.end - line.offset
         return lines
 
-    def due(self, now: float) -> list[OpenLine]:
-        """Return the open lines that are to be looked at again."""
-        return [line for line in self.open.values() if line.wake <= now]
-
     async def text(self, line: OpenLine) -> Line:
         """Return an open line as it stands in the input."""
         data = (await self._blob.read(line.offset, line.size)).removesuffix(b"\n")
         return Line(line.number, line.offset, line.end, data.removeprefix(b"\xef\xbb\xbf") if not line.offset else data)
 
-    def defer(self, line: OpenLine, now: float, retry_after: float | None) -> None:
-        """Let a line rest because nobody could serve it: longer each time, and as long as was asked for."""
-        self._inherited.discard(line.number)
+    # Lines that rest
+
+    def rest(self, line: OpenLine, until: float) -> None:
+        """Let a line under way rest until then, unless it has its outcome."""
+        if line.number in self.open:
+            self._leave(line.number)
+            line.job = ""
+            self.rests.add(line, until)
+
+    def defer(self, line: OpenLine, need: str, error: ErrorFields, now: float) -> bool:
+        """
+        Let a line rest that was not served for want of `need`: longer each time, and as long as was asked for.
+
+        Return whether this begins a pause, in which the line rests until its end.
+        """
         rest = min(LONGEST_REST, 2.0**line.deferrals) * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load
         line.deferrals += 1
-        line.rest(now + max(rest, retry_after or 0.0))
+        self.rest(line, now + max(rest, error.retry_after or 0.0))
+        limited = error.code == UpstreamOverloaded.code
+        self._mark(line, need, limited=limited)
+        begins = not limited and self.outages.failed(need, line.number, error, now)
+        if begins:
+            self.rests.hold_all(need)
+        elif self.outages.pausing(need):
+            self.rests.hold(line, need)
+        return begins
+
+    def _mark(self, line: OpenLine, need: str, *, limited: bool) -> None:
+        """A line lacks this; whoever answers that it is at its limit is there, and paces the lines by itself."""
+        if line.limited:
+            self._limited[line.need] -= 1
+        line.need, line.limited = need, limited
+        if limited:
+            self._limited[need] += 1
+
+    def met(self, needs: Iterable[str], number: int, now: float) -> list[str]:
+        """A line got what it needs; return the pauses this ends."""
+        ended = self.outages.met(needs, number)
+        for need in ended:
+            self.rests.free(need, now)
+        return ended
+
+    @property
+    def troubled(self) -> bool:
+        """Whether some lines may have to wait for others."""
+        return bool(self.outages or self._limited)
+
+    def hold_up(self, line: OpenLine, needs: Iterable[str]) -> bool:
+        """Let a line under way rest, if there are lines enough that wait for what it needs; return whether it does."""
+        lacking = next((need for need in needs if self._is_held_up(need)), None)
+        if lacking is not None:
+            self._leave(line.number)
+            self.rests.hold(line, lacking)
+        return lacking is not None
+
+    @property
+    def paused(self) -> str | None:
+        """Why nothing is fed at present but what tries whether it can be served; a code of an error."""
+        return self.outages.code if self.open.keys() <= self.outages.probes else None
+
+    def _is_held_up(self, need: str) -> bool:
+        return self.outages.pausing(need) or self._limited[need] >= self._share()
+
+    def awake(self, now: float, most: int) -> list[OpenLine]:
+        """Return up to `most` lines that rested for long enough, as far as there is room, and those that try."""
+        lines = []
+        for need in self.outages.to_probe(now):
+            if (line := self.rests.first(need)) is not None:
+                self.outages.probe(need, line.number, now)
+                lines.append(line)
+        lines += islice(self.rests.due(now), max(0, min(most, self.room)))
+        lines += islice(
+            self.rests.held(lambda need: not self._is_held_up(need)), max(0, min(most, self.room) - len(lines))
+        )
+        for line in lines:
+            line.wake = 0.0
+            self.add(line)
+        return lines
 
     def lose(self, last: int) -> None:
         """Redis lost the admissions after number `last`, and maybe some of earlier owners."""
-        for line in self.open.values():
-            if line.admission > last:
-                line.admission = 0
-                line.rest(0.0)
+        for line in [line for line in self.open.values() if line.admission > last]:
+            line.admission = 0
+            self.rest(line, 0.0)
         self.losses += 1
         self.tell()
-
-    @property
-    def resting(self) -> int:
-        """How many lines wait for a later try."""
-        return sum(not line.job and line.number not in self._inherited for line in self.open.values())
-
-    @property
-    def jobs(self) -> list[str]:
-        """Ids of the jobs under way."""
-        return [line.job for line in self.open.values() if line.job]

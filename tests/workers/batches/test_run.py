@@ -3,105 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import anyio
 import msgspec
 import pytest
-from fakes.batches import CHAT, lines
-from fakes.configs import settings as make_settings
-from fakes.pipelines import ScriptedStage, raw_link, running_worker, spec
-from fakes.servers import Server, start_server
+from fakes.batches import lines
+from fakes.desks import answer, create, ended, keeping, make_desk, working, written
+from fakes.pipelines import ScriptedStage, raw_link
+from fakes.servers import Server
 from fakes.waiting import wait_until
 
-from pipeline.catalog import Catalog
 from pipeline.errors import DeadlineExceeded, InvalidRequest, UpstreamOverloaded
 from pipeline.job import BATCH, Facts
-from pipeline.runner import Stop
-from pipeline.settings import BatchSettings, FileSettings, Settings, TransportSettings
+from pipeline.settings import BatchSettings, Settings
 from pipeline.stage import Delivery, Done, Fail, Outcome
 from pipeline.stores.batch_progress import Latency
-from pipeline.stores.batches import BatchState, BatchStore
-from pipeline.stores.files import FileStore, Wanted
 from pipeline.stores.local import LocalBlobs
 from pipeline.transport import keyspace
-from pipeline.transport.feeding import FeedTransport
 from workers.batches.keeper import Keeper
 from workers.batches.lines import line_of
-from workers.batches.run import Desk
 from workers.batches.tally import count
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with start_server(tmp_path_factory.mktemp("valkey")) as running:
-        yield running
-
-
-async def answer(delivery: Delivery) -> Outcome:
-    return Done(b'{"usage":{"input_tokens":1,"output_tokens":2}}', delivery.job.facts)
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return make_settings(
-        data_dir=str(tmp_path),
-        batches=BatchSettings(batch_window=20, batch_line_timeout=5),
-        files=FileSettings(min_free_bytes=0),
-        transport=TransportSettings(lease=1.0, grace=1.0),
-    )
-
-
-def make_desk(server: Server, settings: Settings) -> Desk:
-    directory = Path(settings.data_dir)
-    return Desk(
-        settings=settings,
-        catalog=Catalog(settings),
-        store=BatchStore(LocalBlobs(directory / "batches")),
-        files=FileStore(LocalBlobs(directory / "files"), settings.files),
-        transport=FeedTransport(settings, server.url),
-    )
-
-
-def working(server: Server, settings: Settings, stage: ScriptedStage) -> AbstractAsyncContextManager[Stop]:
-    """Run a worker whose dispatch stage is scripted."""
-    return running_worker(server.url, settings, spec("dispatch", stage, slots=64))
-
-
-@asynccontextmanager
-async def keeping(desk: Desk) -> AsyncIterator[None]:
-    """Run a feed process' keeper."""
-    async with desk.transport.running(), anyio.create_task_group() as tasks:
-        tasks.start_soon(Keeper(desk).run)
-        try:
-            yield
-        finally:
-            tasks.cancel_scope.cancel()
-
-
-async def create(desk: Desk, contents: bytes, owner: str = "") -> str:
-    async with desk.files.receive(owner) as upload:
-        await upload.write(contents)
-        file = await upload.keep(Wanted("in.jsonl", "batch"))
-    return (await desk.store.create(owner, CHAT, file.file.id)).request.id
-
-
-async def ended(desk: Desk, batch_id: str) -> BatchState:
-    async def terminal() -> bool:
-        return (await desk.store.get(batch_id, None)).record.terminal
-
-    await wait_until(terminal, timeout=30)
-    return await desk.store.get(batch_id, None)
-
-
-async def written(desk: Desk, file_id: str | None) -> list[dict[str, object]]:
-    assert file_id is not None
-    async with desk.files.open(await desk.files.get(file_id, None)) as blob:
-        return [msgspec.json.decode(text) for text in (await blob.read(0, blob.size)).splitlines()]
 
 
 async def test_a_line_that_never_has_an_answer_in_time_is_tried_three_times(server: Server, settings: Settings) -> None:

@@ -1,0 +1,134 @@
+"""Lines that nobody can serve wait, one tries now and then, and what others need for their lines is not held up."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+from fakes.batches import line, lines
+from fakes.desks import answer, create, ended, keeping, make_desk, working
+from fakes.pipelines import ScriptedStage
+from fakes.servers import Server
+from fakes.waiting import wait_until
+
+from pipeline.errors import PipelineError, PromptManagerError, UpstreamAuthFailed, UpstreamUnavailable
+from pipeline.job import Facts, Reply
+from pipeline.settings import Settings
+from pipeline.stage import Delivery, Done, Fail, Outcome
+from workers.batches.lines import line_of
+from workers.batches.outages import LONG_RUN, LONGEST_PAUSE, PROMPTS, WORKERS, Outages, missed, served
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+
+DOWN = UpstreamUnavailable("down").fields("dispatch")
+
+
+def paused() -> Outages:
+    outages = Outages()
+    assert [outages.failed("gpt-4", number, DOWN, 0.0) for number in range(LONG_RUN)] == [
+        *[False] * (LONG_RUN - 1), True
+    ]  # fmt: skip
+    return outages
+
+
+def test_a_long_run_of_failures_begins_a_pause_and_one_success_between_them_does_not() -> None:
+    outages = Outages()
+    for number in range(10 * LONG_RUN):
+        assert not outages.failed("gpt-4", number, DOWN, 0.0)
+        if not number % (LONG_RUN - 1):
+            assert outages.met(["gpt-4"], number) == []
+    assert not outages.pausing("gpt-4")
+    assert paused().pausing("gpt-4")
+    assert not paused().pausing("other")
+
+
+def test_lines_try_one_at_a_time_at_growing_pauses() -> None:
+    outages, now, tried = paused(), 0.0, []
+    while now < 120:
+        if outages.to_probe(now):
+            outages.probe("gpt-4", 1, now)
+            tried.append(now)
+            assert not outages.failed("gpt-4", 1, DOWN, now)
+        now += 0.5
+    assert tried == [1, 3, 7, 15, 31, 61, 91]
+    assert tried[-1] - tried[-2] == LONGEST_PAUSE
+
+
+def test_a_try_waits_as_long_as_was_asked_for() -> None:
+    outages = paused()
+    outages.failed("gpt-4", 1, UpstreamUnavailable("down", retry_after=90.0).fields(), 0.0)
+    assert outages.to_probe(89.0) == []
+    assert outages.to_probe(90.0) == ["gpt-4"]
+
+
+def test_only_a_line_that_was_fed_in_a_pause_tells_that_it_is_over() -> None:
+    outages = paused()
+    assert outages.met(["gpt-4"], 40) == []  # it was under way when the pause began
+    outages.probe("gpt-4", 41, 1.0)
+    assert outages.met(["gpt-4"], 41) == ["gpt-4"]
+    assert not outages
+
+
+@pytest.mark.parametrize(
+    ("reply", "lacked", "had"),
+    [
+        (Reply(id="a", facts=Facts(model="m", prompt="changed")), "m", (WORKERS, "m", PROMPTS)),
+        (Reply(id="a", error=PromptManagerError("no").fields("resolve")), PROMPTS, (PROMPTS,)),
+        (Reply(id="a", error=DOWN, facts=Facts(model="m")), "m", (WORKERS, "m")),
+        (Reply(id="a", error=DOWN), WORKERS, (WORKERS, "")),
+    ],
+)
+def test_a_reply_tells_what_its_line_got_or_lacked(reply: Reply, lacked: str, had: tuple[str, ...]) -> None:
+    assert (missed(reply), served(reply)) == (lacked, had)
+
+
+@pytest.mark.parametrize(
+    "error", [UpstreamUnavailable("down"), UpstreamAuthFailed("bad key"), PromptManagerError("no", stage="resolve")]
+)
+async def test_an_outage_pauses_a_batch_until_a_line_gets_through(
+    server: Server, settings: Settings, error: PipelineError
+) -> None:
+    mended = False
+
+    async def fail(delivery: Delivery) -> Outcome:
+        return await answer(delivery) if mended else Fail(error, Facts(model="gpt-4"))
+
+    stage, desk = ScriptedStage(fail), make_desk(server, settings)
+    async with working(server, settings, stage), keeping(desk):
+        batch_id = await create(desk, lines(200, prompt_id="p") if error.stage else lines(200))
+
+        async def waits() -> bool:
+            return (await desk.store.get(batch_id, None)).record.progress.paused == error.code
+
+        await wait_until(waits, timeout=10)
+        assert len(stage.seen) < 2 * 20 + LONG_RUN
+        mended = True
+        began = anyio.current_time()
+        state = await ended(desk, batch_id)
+    assert (state.record.completed, state.record.failed) == (200, 0)
+    assert anyio.current_time() - began < 8
+    assert state.record.progress.paused is None
+
+
+async def test_one_model_that_is_down_does_not_hold_up_the_lines_of_others(server: Server, settings: Settings) -> None:
+    mended = False
+
+    async def half(delivery: Delivery) -> Outcome:
+        model = delivery.job.model
+        if model == "other" and not mended:
+            return Fail(UpstreamUnavailable("down"), Facts(model=model))
+        return Done(b"{}", Facts(model=model))
+
+    contents = b"".join(line(f"r{number}", model=("gpt-4", "other")[number % 2]) for number in range(600))
+    stage, desk = ScriptedStage(half), make_desk(server, settings)
+    async with working(server, settings, stage), keeping(desk):
+        batch_id = await create(desk, contents)
+
+        async def others_are_done() -> bool:
+            record = (await desk.store.get(batch_id, None)).record
+            return record.completed == 300 and bool(record.progress.paused)
+
+        await wait_until(others_are_done, timeout=15)
+        tried = {line_of(delivery.job.id) for delivery in stage.seen if delivery.job.model == "other"}
+        assert len(tried) < 3 * 20
+        mended = True
+        assert (await ended(desk, batch_id)).record.completed == 600
