@@ -71,8 +71,8 @@ class Collector:
             if line is not None:  # otherwise it is a repeat
                 await self._conclude(line, answer)
                 if len(self._results.data) + len(self._errors.data) > APPEND_BYTES:
-                    await self._write()
-        await self._write()
+                    await self.write()
+        await self.write()
         self._stream.settle()
         self._window.tell()
 
@@ -91,6 +91,8 @@ class Collector:
         if body is None:
             self._window.rest(line, 0.0)
             return
+        if self._window.get(line.number) is not line:
+            return  # it was given up meanwhile
         self._served(line, served(reply))
         self._results.add(line.number, answers.answered(batch, line.number, line.custom_id, reply, body))
         answers.add_usage(self._results.usage, body)
@@ -123,8 +125,7 @@ class Collector:
         for need in self._window.met(needs, line.number, anyio.current_time()):
             log.info("lines go on", batch=self._request.id, need=need)
 
-    async def _write(self) -> None:
-        results, self._results = self._results, Outcomes(RESULTS)
-        errors, self._errors = self._errors, Outcomes(ERRORS)
-        await self._ledger.write(results)
-        await self._ledger.write(errors)
+    async def write(self) -> None:
+        """Write what was concluded so far; whoever was cancelled in it can go on with it. Raises Superseded."""
+        await self._ledger.write(self._results)
+        await self._ledger.write(self._errors)

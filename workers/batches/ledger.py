@@ -40,10 +40,13 @@ class Outcomes:
         self._lines.append((number, failure))
 
     def mark(self, done: Done) -> None:
-        """They are written."""
+        """They are written, and others may follow."""
         for number, failure in self._lines:
             done.add(number, failure)
         done.usage.add(self.usage)
+        self.data.clear()
+        self._lines.clear()
+        self.usage = Usage()
 
 
 class Ledger:

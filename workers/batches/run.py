@@ -68,6 +68,7 @@ class BatchRun:
         self._ledger = Ledger(desk.store, request, msgspec.structs.replace(state.record, owner=owner), Done())
         self._reader = LineReader(request, desk.settings, desk.catalog)
         self._ended_by = ""
+        self._collector: Collector | None = None
 
     async def run(self, share: Callable[[], int]) -> None:
         """
@@ -130,7 +131,7 @@ class BatchRun:
             return
         await self._take_over(blob, window)
         feeder = Feeder(self._request, ledger, window, self._reader, self._desk.transport)
-        collector = Collector(self._request, ledger, window, stream)
+        self._collector = collector = Collector(self._request, ledger, window, stream)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(collector.run)
             await feeder.run()
@@ -199,6 +200,8 @@ class BatchRun:
             await ledger.reach("finalizing", self._desk.now())
         else:
             await self._cancel_jobs(window)
+            if self._collector is not None:
+                await self._collector.write()
             if ledger.record.total:
                 await self._conclude_undone(blob, *UNDONE[status])
         files = {
@@ -228,7 +231,6 @@ class BatchRun:
                     text = answers.unrun(self._request.hex, line.number, custom_id, code, message)
                     errors.add(line.number, text, code)
             await self._ledger.write(errors)
-            errors = Outcomes(ERRORS)
 
     async def _publish(self, parts: Parts, kind: str, file_id: str) -> str | None:
         """Make a file of all results, or of all errors, and return its id; None when there are none."""
