@@ -75,10 +75,7 @@ async def prove(url: str, options: Mapping[str, str]) -> str:
     store, key = connect(url, options), f"proof/{secrets.token_hex(8)}"
     try:
         with anyio.fail_after(PATIENCE):
-            try:
-                await _prove(store, key)
-            finally:
-                await obstore.delete_async(store, key)
+            keeps_conditions = await _try_out(store, key)
     except TimeoutError:
         return f"storage {url} does not answer"
     except (BaseError, OSError) as error:
@@ -89,19 +86,24 @@ async def prove(url: str, options: Mapping[str, str]) -> str:
             f"storage {url} refuses what is needed ({said})",
             hint="the bucket must exist, and its credentials must allow to get, put, list and delete objects",
         ) from None
+    if not keeps_conditions:
+        raise ConfigurationError(
+            f"storage {url} creates an object that is there already (it ignores If-None-Match), "
+            "so two processes would own one batch",
+            hint="use a store, or a version of it, that has conditional writes",
+        )
     return ""
 
 
-async def _prove(store: ObjectStore, key: str) -> None:
+async def _try_out(store: ObjectStore, key: str) -> bool:
+    """Do what will be done with files and batches; return whether what is there already is not created again."""
     await obstore.put_async(store, key, b"1", mode="create")
     try:
         await obstore.put_async(store, key, b"2", mode="create")
+        keeps_conditions = False
     except AlreadyExistsError:
-        await obstore.get_range_async(store, key, start=0, length=1)
-        await obstore.list_with_delimiter_async(store, "proof")
-        return
-    raise ConfigurationError(
-        "the object store creates an object that is there already (it ignores If-None-Match), "
-        "so two processes would own one batch",
-        hint="use a store or a version of it that has conditional writes, or a directory",
-    )
+        keeps_conditions = True
+    await obstore.get_range_async(store, key, start=0, length=1)
+    await obstore.list_with_delimiter_async(store, "proof")
+    await obstore.delete_async(store, key)
+    return keeps_conditions
