@@ -38,6 +38,8 @@ PROMPT = "canary-system-prompt"
 CANARIES = (MASTER_KEY, PROVIDER_KEY, PROMPT)
 """Secrets that no log, metric, key name, dead letter or command line may show."""
 
+STORES = ("batches", "files")
+
 _MANAGER = f"""
 import time
 from litellm.integrations.custom_prompt_management import CustomPromptManagement
@@ -124,6 +126,7 @@ class Arena:
         self.load: Load
         self.batches: list[Batch] = []
         """Those of the scenario."""
+        self.stored_before: set[Path] = set()
         self.logged = 0
         """Length of the log when the scenario began."""
 
@@ -215,7 +218,7 @@ class Arena:
             yield batch
 
     def stored(self, kind: str) -> list[Path]:
-        """Return everything that is stored of `batches`, or of `files`."""
+        """Return everything that is stored of one of STORES."""
         return sorted((self.directory / ".promptmill" / kind).glob("*"))
 
     async def serves(self) -> bool:
@@ -227,6 +230,7 @@ class Arena:
         self.witness.forget()
         self.load.outcomes.clear()
         self.batches.clear()
+        self.stored_before = {path for kind in STORES for path in self.stored(kind)}
         self.load.chance = chance
         self.logged = len(self.gateway.log)
 

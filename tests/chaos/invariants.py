@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import msgspec
-from chaos.arena import CANARIES, Arena, pid_of
+from chaos.arena import CANARIES, STORES, Arena, pid_of
 from chaos.scenario import Verdict
 from fakes.gateways import promptmill
 from fakes.waiting import wait_until
@@ -106,7 +106,8 @@ def _batches(arena: Arena, verdict: Verdict) -> list[str]:
     """I1 to I6 of batches; and nothing that was only for their way is left on the disk."""
     calls = arena.witness.calls
     found = [text for batch in arena.batches for text in batch.violations(calls)]
-    left = [path.name for kind in ("batches", "files") for path in arena.stored(kind) if path.suffix in UNFINISHED]
+    stored = {path for kind in STORES for path in arena.stored(kind)} - arena.stored_before
+    left = sorted(path.name for path in stored if path.suffix in UNFINISHED)
     return found + [f"I6 {len(left)} files are left, as {name}" for name in left[verdict.parts :][:1]]
 
 

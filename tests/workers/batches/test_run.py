@@ -62,6 +62,22 @@ async def test_lines_that_nobody_can_serve_hold_the_feeding_up_and_come_again(
     assert (state.record.completed, state.record.failed) == (100, 0)
 
 
+async def test_lines_that_somebody_deleted_are_missed_and_fed_again(server: Server, settings: Settings) -> None:
+    settings = msgspec.structs.replace(settings, batches=BatchSettings(batch_window=20))
+    stage, desk, stream = ScriptedStage(answer), make_desk(server, settings), keyspace.jobs("dispatch", BATCH)
+    async with raw_link(server.url) as link, keeping(desk):
+        batch_id = await create(desk, lines(3))
+
+        async def fed() -> bool:
+            return bool(await link.run(("XLEN", stream)) == 3)
+
+        await wait_until(fed, timeout=10)
+        await link.run(("DEL", stream))
+        async with working(server, settings, stage):
+            state = await ended(desk, batch_id)
+    assert (state.record.completed, state.record.progress.retries) == (3, 3)
+
+
 async def test_a_batch_tells_how_it_comes_along(server: Server, settings: Settings) -> None:
     let_go = anyio.Event()
 
