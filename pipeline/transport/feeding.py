@@ -103,10 +103,10 @@ class LineStream:
             self._settled += (("UNLINK", *self._references),)
             self._references = []
 
-    async def remove(self) -> None:
-        """Delete the stream: the batch is over. What arrives later has a lifetime."""
+    async def end(self, seconds: float) -> None:
+        """Drop all answers: the batch is over. Those that still come are dropped with the stream, after `seconds`."""
         try:
-            await self._link.call(("UNLINK", self._key))
+            await self._link.call(("XTRIM", self._key, "MAXLEN", 0), ("PEXPIRE", self._key, int(seconds * 1000)))
         except TransportError:
             return  # it expires by itself
 

@@ -27,6 +27,9 @@ DESCRIPTORS = 8
 THREADS = {"ingress": 4, "dispatch": 4, "resolve": 72, "feed": 40}
 """More than before, at rest: hooks and disks that took their time have left threads that wait for the next."""
 
+LATE_MS = 600_000
+"""How long answers are taken that come after the end of their batch: `batch_line_timeout`."""
+
 UNFINISHED = (".part", ".growing")
 """How names of files end that somebody writes."""
 
@@ -125,11 +128,12 @@ async def _keys(arena: Arena) -> list[str]:
             break
     lifetimes = await arena.redis(*(("PTTL", name) for name in names)) if names else []
     permanent = tuple(keyspace.PREFIX + part for part in keyspace.PERMANENT)
-    passing = (keyspace.PREFIX + keyspace.LINES, keyspace.lease(""))
-    found += [f"I6 {name} outlived its batch" for name in names if name.startswith(passing)]
+    found += [f"I6 {name} outlived its batch" for name in names if name.startswith(keyspace.lease(""))]
     for name, lifetime in zip(names, lifetimes, strict=True):
         if lifetime == -1 and not name.startswith(permanent):
             found.append(f"I6 {name} lives for ever")
+        if name.startswith(keyspace.lines("")) and lifetime > LATE_MS:
+            found.append(f"I6 {name} outlives its batch by {lifetime / 1000:.0f} s")
         found += [f"I10 a key's name shows {secret}" for secret in CANARIES if secret in name]
     return found
 

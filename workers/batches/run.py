@@ -24,10 +24,10 @@ from pipeline.transport.feeding import FeedTransport, LineStream
 from workers.batches import answers
 from workers.batches.collector import Collector
 from workers.batches.feeder import Feeder
-from workers.batches.inheritance import Inheritance
 from workers.batches.ledger import Ledger, Outcomes, Superseded
 from workers.batches.lines import LineReader, OpenLine
 from workers.batches.parts import ERRORS, RESULTS, Done, Parts, adopt, open_parts, remove_parts
+from workers.batches.search import Search
 from workers.batches.validation import Validation
 from workers.batches.window import Window
 
@@ -118,7 +118,7 @@ class BatchRun:
                 raise ended
             if not self._ledger.record.terminal:
                 await self._end(blob, window, parts)
-                await stream.remove()
+                await stream.end(limits.batches.batch_line_timeout)  # jobs that were fed twice end by then
         finally:
             del self._desk.transport.on_lost[self._request.id]
             with anyio.CancelScope(shield=True):
@@ -163,8 +163,8 @@ class BatchRun:
         window.begin_at(blob.size, fed + 1)
 
     async def _watch(self, window: Window, stream: LineStream, work: anyio.CancelScope) -> None:
-        """Look for what ends the batch early, keep its record fresh, and see what became of earlier owners' lines."""
-        inheritance = Inheritance(self._request.hex, window, stream, self._desk.transport)
+        """Look for what ends the batch early, keep its record fresh, and see whether lines were lost."""
+        search = Search(self._request.hex, window, stream, self._desk.transport)
         while True:
             if self._cancelled is None:
                 self._cancelled = await self._desk.store.cancelled(self._request.id)
@@ -173,7 +173,7 @@ class BatchRun:
                 work.cancel()
                 return
             try:
-                await inheritance.look()
+                await search.look()
                 waiting = await self._desk.transport.waiting()
             except TransportError:
                 waiting = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Set
 from itertools import islice
 from typing import Final
 
@@ -55,7 +55,9 @@ class Window:
         self._inherited: set[int] = set()
         """Lines whose job, if there is one, an earlier owner fed."""
         self.losses = 0
-        """Grows with what makes it uncertain whether those jobs are there."""
+        """Grows with what makes it uncertain whether jobs are there."""
+        self.closed = 0
+        """Lines that got their outcome."""
         self.changed = anyio.Event()
         """Set when lines were closed or have to be fed again; another one then stands in its place."""
 
@@ -83,20 +85,21 @@ class Window:
         self.add(line)
         self.losses += 1
 
-    def settle_inherited(self, jobs: Iterable[str]) -> None:
-        """These jobs of the batch are under way; lines of earlier owners that have none of them are fed again."""
+    def settle(self, admitted: Set[str], jobs: Iterable[str]) -> None:
+        """These `jobs` are under way; other `admitted` ones, and those of earlier owners, are lost: feed them again."""
         found = {line_of(job): job for job in jobs}
-        for number in list(self._inherited):
-            if number in found:
-                self.open[number].job = found[number]
-            else:
-                self.rest(self.open[number], 0.0)
+        for line in list(self.open.values()):
+            inherited = line.number in self._inherited
+            if inherited and line.number in found:
+                line.job = found[line.number]
+            elif inherited or (line.job in admitted and found.get(line.number) != line.job):
+                self.rest(line, 0.0)
         self.tell()
 
     def under_way(self, line: OpenLine, job: str, now: float) -> None:
         """A line has this job from now on."""
         self._inherited.discard(line.number)
-        line.job, line.wake = job, now + self._timeout + ANSWER_LATE
+        line.job, line.wake, line.admission = job, now + self._timeout + ANSWER_LATE, 0
 
     def overdue(self, now: float) -> list[OpenLine]:
         """Return the lines that should have had an answer by now, each a try the poorer."""
@@ -115,6 +118,7 @@ class Window:
 
     def close(self, number: int) -> None:
         """A line has its outcome."""
+        self.closed += 1
         line = self._leave(number) if number in self.open else self.rests.drop(number)
         if line is not None and line.limited:
             self._limited[line.need] -= 1
@@ -129,6 +133,11 @@ class Window:
     def jobs(self) -> list[str]:
         """Ids of the jobs under way."""
         return [line.job for line in self.open.values() if line.job]
+
+    @property
+    def admitted(self) -> Set[str]:
+        """Ids of the jobs that this owner knows to be in Redis, unless they were lost."""
+        return {line.job for line in self.open.values() if line.job and line.admission}
 
     # Lines from the input
 
