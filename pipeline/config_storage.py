@@ -19,7 +19,10 @@ def read_storage(own: Section) -> StorageSettings:
     """Return where files are kept; the data directory unless something else is named."""
     url = own.text("storage")
     if url and not _URL.fullmatch(url):
-        own.error("storage", "not the address of a bucket; give s3://bucket/prefix, gs://bucket/prefix or az://…")
+        own.error(
+            "storage",
+            "not the address of a bucket; give s3://bucket/prefix, gs://bucket/prefix or az://container/prefix",
+        )
     options = _options(own.section("storage_options"))
     if options and not url:
         own.error("storage_options", "there is no `storage` that they could be for; name one, or take them out")

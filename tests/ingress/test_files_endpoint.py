@@ -276,6 +276,22 @@ async def test_a_file_that_is_cut_short_while_it_is_sent_ends_the_connection(tmp
                 assert len(await read_all(stream)) < size
 
 
+async def test_a_file_that_is_not_what_was_stored_is_not_sent_to_its_end(tmp_path: Path) -> None:
+    contents = bytes(2**20)
+    async with (
+        serving(FakeTransport(), file_settings(tmp_path)) as served,
+        httpx2.AsyncClient(base_url=served.url, headers={"authorization": f"Bearer {TEAM}"}) as client,
+    ):
+        path = f"/v1/files/{(await put(client, contents)).json()['id']}/content"
+        (tmp_path / path.removeprefix("/v1/").removesuffix("/content")).write_bytes(contents[:-1] + b"x")
+        async with await served.connect() as stream:
+            await stream.send(f"GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TEAM}\r\n\r\n".encode())
+            with anyio.fail_after(10):
+                assert 0 < len(await read_all(stream)) < len(contents)
+        part = await client.get(path, headers={"range": "bytes=0-9"})
+        assert part.content == contents[:10]
+
+
 async def test_a_download_is_larger_than_a_piece(client: httpx2.AsyncClient) -> None:
     contents = bytes(range(256)) * 4096
     path = f"/v1/files/{(await put(client, contents)).json()['id']}/content"

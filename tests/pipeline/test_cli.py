@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+from fakes.object_servers import BUCKET, VARIABLES, run_object_server
 
 from pipeline import cli, plugins
 from pipeline.errors import ConfigurationError, PipelineError, TransportUnavailable
@@ -166,6 +167,24 @@ def test_check_knows_which_providers_there_are_and_their_own_variables(
     assert "config.yaml:5: typo -> opanai/x is disabled: there is no provider 'opanai'; start `model` with" in said
     assert "config.yaml:6: own -> openai/x is disabled: the variable OPENAI_API_KEY is not set" in said
     assert said.count("is disabled") == 2
+
+
+def test_check_asks_the_object_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    with run_object_server() as server:
+        options = json.dumps(server.storage_options)
+        text = f"{CONFIG}promptmill_settings: {{storage: {BUCKET}, storage_options: {options}}}\n"
+        (tmp_path / "config.yaml").write_text(text)
+        assert run("check", "-c", "config.yaml") == 0
+        assert f"storage        {BUCKET}\n" in capsys.readouterr().out
+        server.keeps_conditions = False
+        assert run("check", "-c", "config.yaml") == 1
+    said = capsys.readouterr().out
+    assert "it ignores If-None-Match" in said
+    assert VARIABLES["STORE_SECRET"] not in said
 
 
 def test_check_ends_with_status_2_for_what_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fakes.configs import deployment, settings
 
-from pipeline.settings import Key, PromptSettings, Secret
+from pipeline.settings import Key, PromptSettings, Secret, StorageSettings
 from pipeline.surroundings import WITHHELD, common, for_stages
 
 KEYS = (
@@ -18,21 +18,29 @@ CONFIGURED = settings(
     deployment("d", api_key=Secret("sk-literal")),
     keys=KEYS,
     prompts=PromptSettings(environment=("SHARED_KEY",)),
+    storage=StorageSettings(url="s3://b", options={"token": Secret("os.environ/BUCKET_KEY"), "region": Secret("x")}),
     environment={"FROM_CONFIG": "1"},
     source="/etc/config.yaml",
     data_dir="/var/data",
 )
-ENVIRONMENT = {"PROVIDER_KEY": "p", "SHARED_KEY": "s", "OUR_MASTER": "m", "LITELLM_MASTER_KEY": "l", "LANGFUSE": "f"}
+ENVIRONMENT = {
+    "PROVIDER_KEY": "p",
+    "SHARED_KEY": "s",
+    "OUR_MASTER": "m",
+    "BUCKET_KEY": "b",
+    "LITELLM_MASTER_KEY": "l",
+    "LANGFUSE": "f",
+}
 
 
-def test_a_resolve_process_gets_no_key_of_providers_and_clients() -> None:
+def test_a_resolve_process_gets_no_key_of_providers_clients_and_storage() -> None:
     found = for_stages(("resolve",), CONFIGURED, ENVIRONMENT)
     assert found == {
         "SHARED_KEY": "s",
         "LANGFUSE": "f",
         "OUR_MASTER": WITHHELD,
         "LITELLM_MASTER_KEY": WITHHELD,
-        "PROMPTMILL_WITHHELD": "LITELLM_MASTER_KEY,OUR_MASTER,PROMPTMILL_MASTER_KEY,PROVIDER_KEY",
+        "PROMPTMILL_WITHHELD": "BUCKET_KEY,LITELLM_MASTER_KEY,OUR_MASTER,PROMPTMILL_MASTER_KEY,PROVIDER_KEY",
     }
 
 
