@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import anyio
+
 from ingress.auth import Keyring
 from pipeline import metrics
 from pipeline.catalog import Catalog
 from pipeline.errors import BacklogFull
 from pipeline.settings import IngressSettings, Settings
+from pipeline.stores.batch_quota import BatchQuota
 from pipeline.stores.batches import BatchStore
 from pipeline.stores.files import FileStore
 from pipeline.stores.places import open_places
@@ -33,6 +36,9 @@ class Edge:
         places = open_places(settings, environment)
         self.files = FileStore(places.files, settings.files)
         self.batches = BatchStore(places.batches)
+        self.quota = BatchQuota(self.batches, settings.batches)
+        self.validating = anyio.Lock()
+        """Held while an upload is validated: that costs as much of a core as there is."""
         self.transfers = 0
         """Files on their way in or out."""
         metrics.REQUESTS_IN_FLIGHT["transfers",].set_function(lambda: self.transfers)

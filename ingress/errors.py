@@ -10,9 +10,9 @@ from pipeline.job import ErrorFields, encode_json
 Headers = list[tuple[bytes, bytes]]
 
 
-def error_body(fields: ErrorFields, request_id: str) -> bytes:
+def error_body(fields: ErrorFields, request_id: str, **more: Any) -> bytes:
     """Return OpenAI's error object, with `hint`, `stage` and `request_id` beside its own four fields."""
-    return encode_json({"error": _error(fields, request_id)})
+    return encode_json({"error": _error(fields, request_id), **more})
 
 
 def error_event(fields: ErrorFields, request_id: str, operation: str) -> bytes:

@@ -127,12 +127,14 @@ class Exchange:
         """Send `value` as JSON."""
         await self.respond(status, encode_json(value))
 
-    async def refuse(self, fields: ErrorFields, headers: Headers | None = None) -> None:
-        """Send an error as the response."""
+    async def refuse(self, fields: ErrorFields, headers: Headers | None = None, **more: Any) -> None:
+        """Send an error as the response, with `more` beside it."""
         self.code = fields.code
         if fields.status == 408:  # the rest of the body may still come: it must not be taken for the next request
             headers = [*(headers or []), (b"connection", b"close")]
-        await self.respond(fields.status, error_body(fields, self.id), JSON, [*error_headers(fields), *(headers or [])])
+        await self.respond(
+            fields.status, error_body(fields, self.id, **more), JSON, [*error_headers(fields), *(headers or [])]
+        )
 
     def finish(self) -> None:
         """Count the request and write its one line; what made no job and went well is worth DEBUG alone."""

@@ -56,6 +56,19 @@ _BATCHES: Final[Converters] = {
     "batch_window": _COUNT,
     "batch_line_timeout": seconds,
     "max_batch_lines": _COUNT,
+    "max_batch_bytes": size,
+    "max_embedding_inputs": _COUNT,
+    "max_batches_per_hour": _COUNT,
+    "max_open_batches": _COUNT,
+}
+# OpenAI's guide to batches, section on rate limits.
+_PRESETS: Final[Mapping[str, Mapping[str, int]]] = {
+    "openai": {
+        "max_batch_lines": 50_000,
+        "max_batch_bytes": 200 * 2**20,
+        "max_embedding_inputs": 50_000,
+        "max_batches_per_hour": 2000,
+    },
 }
 _TRANSPORT: Final[Converters] = {
     "lease": partial(seconds, at_least=1),
@@ -196,7 +209,8 @@ def _prompts(own: Section) -> PromptSettings:
 
 
 def _batches(own: Section, longest: float) -> BatchSettings:
-    fields = _read(own, _BATCHES)
+    preset = own.choice("batch_limits", tuple(_PRESETS))
+    fields = {**_PRESETS.get(preset or "", {}), **_read(own, _BATCHES), "batch_limits": preset}
     fields.setdefault("batch_line_timeout", min(BatchSettings().batch_line_timeout, longest))
     found = BatchSettings(**fields)
     _within(own, "batch_line_timeout", found.batch_line_timeout, "max_request_timeout", longest)

@@ -173,8 +173,18 @@ class BatchSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Lines of all its batches that one feed process has under way; raise it for slow providers with much capacity."""
     batch_line_timeout: float = 600.0
     """How long one try of a line may take; raise it for long reasoning models."""
+    batch_limits: str | None = None
+    """`openai`: the limits below that are not given are those of OpenAI."""
     max_batch_lines: int = 1_000_000
-    """Lines of one batch; 50,000 is OpenAI's limit."""
+    """Lines of one batch."""
+    max_batch_bytes: int | None = None
+    """Bytes of one batch's input; unset: `max_upload_bytes`."""
+    max_embedding_inputs: int | None = None
+    """Texts to embed of one batch."""
+    max_batches_per_hour: int | None = None
+    """Batches one key may make in an hour; unset: as many as may be open."""
+    max_open_batches: int = 1000
+    """Batches of one key that have not ended."""
 
 
 class PromptSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -75,6 +75,7 @@ SAMPLES: dict[str, Any] = {
     "accept_eviction": True,
     "batch_reserve": 0.5,
     "persistence": "always",
+    "batch_limits": "openai",
     "data_dir": "data",
     "storage": "s3://bucket/prefix",
     "storage_options": {"allow_http": True},

@@ -47,22 +47,31 @@ _decode: Final = msgspec.json.Decoder(Wanted).decode
 
 
 async def create(exchange: Exchange) -> None:
-    """Make a batch of an uploaded file. What is wrong with its lines shows in the batch, which fails then."""
+    """
+    Make a batch of an uploaded file. What is wrong with its lines shows in the batch, which fails then.
+
+    Raises InvalidRequest, NoSuchFile, TooManyBatches and StorageFull.
+    """
     edge, key = exchange.edge, exchange.key
     assert key is not None
     wanted = await _read(exchange)
     file = await edge.files.get(wanted.input_file_id, _viewer(exchange))
     if file.file.purpose != "batch":
         raise InvalidRequest("the input file must have the purpose `batch`", param="input_file_id")
+    most = edge.settings.batches.max_batch_bytes
+    if most is not None and file.file.bytes > most:
+        message = f"the input file has more than {most} bytes; split it, or raise max_batch_bytes"
+        raise InvalidRequest(message, param="input_file_id")
     expires = wanted.output_expires_after
-    state = await edge.batches.create(
-        key.name,
-        wanted.endpoint,
-        wanted.input_file_id,
-        allowed_models=key.models,
-        metadata=wanted.metadata,
-        output_expires_after=None if expires is None else expires.seconds,
-    )
+    async with edge.quota.place(key.name):
+        state = await edge.batches.create(
+            key.name,
+            wanted.endpoint,
+            wanted.input_file_id,
+            allowed_models=key.models,
+            metadata=wanted.metadata,
+            output_expires_after=None if expires is None else expires.seconds,
+        )
     await exchange.respond_json(shown(state))
 
 

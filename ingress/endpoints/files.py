@@ -10,10 +10,11 @@ from ingress.body import declared_length
 from ingress.exchange import Exchange, route
 from ingress.multipart import Form
 from ingress.transfer import receive, send, transfer, wanted_range
+from ingress.validate import UploadCheck, wants_validation
 from pipeline import metrics
-from pipeline.errors import InvalidRequest, RangeNotSatisfiable
+from pipeline.errors import BodyTooLarge, InvalidBatchFile, InvalidRequest, RangeNotSatisfiable
 from pipeline.stores.blobs import Blob
-from pipeline.stores.files import FileRecord, Listing, Viewer, Wanted
+from pipeline.stores.files import FileRecord, Listing, Upload, Viewer, Wanted
 from pipeline.stores.verified import Verified
 
 PURPOSES: Final = ("batch", "user_data")
@@ -42,12 +43,37 @@ async def upload(exchange: Exchange) -> None:
                 for contents in form.feed(data):
                     await file.write(contents)
                 _check_purpose(form.fields.get("purpose", PURPOSES[0]))  # as soon as it is known
+                _check_size(exchange, form.fields.get("purpose"), file.size)
             form.close()
             wanted = _wanted(form)
             if not file.size:
                 raise InvalidRequest("the file is empty", param="file")
-            record = await file.keep(wanted)
-    await exchange.respond_json(record.file)
+            _check_size(exchange, wanted.purpose, file.size)
+            await _keep(exchange, file, wanted)
+
+
+async def _keep(exchange: Exchange, file: Upload, wanted: Wanted) -> None:
+    """Make the upload a file and answer with it, or with what is wrong if its client wanted to know that first."""
+    check = UploadCheck(exchange) if wants_validation(exchange) else None
+    if check is not None and wanted.purpose != "batch":
+        raise InvalidRequest("only files of the purpose `batch` can be validated", param="purpose")
+    try:
+        record = await file.keep(wanted, check)
+    except InvalidBatchFile as error:
+        assert check is not None
+        metrics.REFUSALS[error.code, "ingress"].inc()
+        await exchange.refuse(error.fields("ingress"), errors={"object": "list", "data": check.errors})
+    else:
+        await exchange.respond_json(record.file)
+
+
+def _check_size(exchange: Exchange, purpose: str | None, size: int) -> None:
+    """Raise BodyTooLarge for a batch's input that is larger than it may be."""
+    most = exchange.edge.settings.batches.max_batch_bytes
+    if purpose == "batch" and most is not None and size > most:
+        raise BodyTooLarge(
+            f"the input of a batch has at most {most} bytes; split it, or raise max_batch_bytes", param="file"
+        )
 
 
 async def list_files(exchange: Exchange) -> None:

@@ -10,7 +10,8 @@ PipelineError
 │  ├─ ModelNotFound        404   ├─ PromptNotFound   404   ├─ NotFound       404
 │  ├─ MethodNotAllowed     405   ├─ RequestTimeout   408   ├─ BodyTooLarge   413
 │  ├─ EncodingNotSupported 415   ├─ BacklogFull      429   ├─ MasterKeyNeeded 403
-│  └─ NoSuchFile           404   ├─ QuotaExceeded    403   └─ RangeNotSatisfiable 416
+│  ├─ NoSuchFile           404   ├─ QuotaExceeded    403   ├─ RangeNotSatisfiable 416
+│  └─ InvalidBatchFile     400   └─ TooManyBatches   429
 ├─ PromptManagerError      502, no retry by the client: it would only call the manager again
 │  ├─ PromptTimeout        504   ├─ PromptModelUnknown 502 └─ PromptWorkerLost 502 (the hook killed its process)
 ├─ UpstreamError           the router may go elsewhere
@@ -63,6 +64,7 @@ from pipeline.errors.requests import (
     BacklogFull,
     BodyTooLarge,
     EncodingNotSupported,
+    InvalidBatchFile,
     InvalidRequest,
     MasterKeyNeeded,
     MethodNotAllowed,
@@ -75,6 +77,7 @@ from pipeline.errors.requests import (
     RangeNotSatisfiable,
     RequestError,
     RequestTimeout,
+    TooManyBatches,
     Unauthenticated,
 )
 from pipeline.errors.upstream import (
@@ -100,6 +103,7 @@ __all__ = [
     "EncodingNotSupported",
     "FileDamaged",
     "InternalError",
+    "InvalidBatchFile",
     "InvalidRequest",
     "MasterKeyNeeded",
     "MessageUnreadable",
@@ -123,6 +127,7 @@ __all__ = [
     "ShuttingDown",
     "StorageFull",
     "StorageUnavailable",
+    "TooManyBatches",
     "TransportError",
     "TransportFull",
     "TransportUnavailable",

@@ -20,6 +20,12 @@ class InvalidRequest(RequestError):
     """The request's body or parameters are wrong."""
 
 
+class InvalidBatchFile(InvalidRequest):
+    """A file that its client wanted to have validated cannot be the input of a batch; it was not kept."""
+
+    code = "invalid_batch_file"
+
+
 class Unauthenticated(RequestError):
     """No key, or not one of ours."""
 
@@ -114,4 +120,13 @@ class BacklogFull(RequestError):
     status = 429
     type = "rate_limit_error"
     code = "backlog_full"
+    should_retry = None
+
+
+class TooManyBatches(RequestError):
+    """The key has as many batches as it may, open or made within the hour; nothing ran."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "batch_limit_reached"
     should_retry = None

@@ -188,6 +188,19 @@ class BatchStore:
         self._ended |= {state.request.id for state in states if state.record.terminal}
         return [state for state in states if not state.record.terminal]
 
+    async def made_by(self, owner: str) -> list[BatchRequest]:
+        """Return what a key has asked for."""
+        return [request for request in (await self._all()).values() if request.owner == owner]
+
+    async def are_open(self, requests: Iterable[BatchRequest], count: int) -> bool:
+        """Whether at least `count` of these batches are not terminal."""
+        asked = [request for request in requests if request.id not in self._ended]
+        if len(asked) < count:
+            return False
+        states = await self.states(asked)
+        self._ended |= {state.request.id for state in states if state.record.terminal}
+        return sum(not state.record.terminal for state in states) >= count
+
     async def claim(self, state: BatchState) -> int:
         """Become the next owner of a batch and return its number; 0 if somebody else did. Raises StorageFull."""
         number = state.claims + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from operator import attrgetter
 from typing import Final, NamedTuple
@@ -28,6 +28,9 @@ SWEEP_EVERY: Final = 600.0
 """Seconds between two sweeps of a process."""
 
 RECORD: Final = ".json"
+
+Check = Callable[[Blob], Awaitable[None]]
+"""Looks at the contents of a file before it becomes one. Raises PipelineError if it shall not."""
 
 Viewer = str | None
 """Name of the key that asks; None sees the files of all."""
@@ -173,10 +176,13 @@ class FileStore:
                 await self.blobs.delete(name)
         await self.blobs.sweep(idle=ABANDONED)
 
-    async def finish(self, upload: Upload, wanted: Wanted) -> FileRecord:
+    async def finish(self, upload: Upload, wanted: Wanted, look: Check | None) -> FileRecord:
         """Keep an upload; see `Upload.keep`."""
         written = await upload.writer.commit()
         try:
+            if look is not None:
+                async with self.blobs.open(upload.name) as blob:
+                    await look(blob)
             async with self._finishing:
                 check(await self._limits(upload.owner), written.size)  # others may have ended meanwhile
                 return await self.publish(upload.name, upload.owner, wanted, written)
@@ -262,9 +268,9 @@ class Upload:
         check(self._limits, self.size)
         await self.writer.write(data)
 
-    async def keep(self, wanted: Wanted) -> FileRecord:
-        """Make a file of what has arrived. Raises QuotaExceeded and StorageFull."""
-        return await self._store.finish(self, wanted)
+    async def keep(self, wanted: Wanted, look: Check | None = None) -> FileRecord:
+        """Make a file of what has arrived, unless `look` raises. Raises QuotaExceeded and StorageFull."""
+        return await self._store.finish(self, wanted, look)
 
 
 def new_file_id() -> str:

@@ -8,6 +8,7 @@ import pytest
 from fakes.config_files import MODEL, ConfigFiles
 
 from pipeline.settings import (
+    BatchSettings,
     DispatchSettings,
     IngressSettings,
     PromptSettings,
@@ -82,6 +83,15 @@ promptmill_settings:
     )
 
 
+def test_limits_of_batches_may_be_openais_and_what_is_given_goes_before_them(files):
+    openai = files.load(ours("batch_limits: openai")).batches
+    assert (openai.max_batch_lines, openai.max_batch_bytes) == (50_000, 209_715_200)
+    assert (openai.max_embedding_inputs, openai.max_batches_per_hour) == (50_000, 2000)
+    own = files.load(ours("batch_limits: openai\n  max_batch_lines: 7")).batches
+    assert (own.max_batch_lines, own.max_batches_per_hour) == (7, 2000)
+    assert files.load(ours("max_requests: 1")).batches == BatchSettings()
+
+
 @pytest.mark.parametrize("spelling", ["true", "'True'", "'1'", "1", "os.environ/YES"])
 def test_a_flag_may_come_from_a_variable(files, spelling):
     assert files.load(ours(f"dead_letter_bodies: {spelling}"), {"YES": "true"}).transport.dead_letter_bodies is True
@@ -106,6 +116,7 @@ def test_a_flag_may_come_from_a_variable(files, spelling):
         ("batch_reserve: 1", "batch_reserve: '1' is too large; give a share below 1"),
         ("dead_letter_bodies: maybe", "dead_letter_bodies: 'maybe' is neither true nor false; give one of the two"),
         ("persistence: never", "persistence: 'never' is not known; give one of always, everysec, no"),
+        ("batch_limits: azure", "batch_limits: 'azure' is not known; give one of openai"),
         ("prompt_env: {A: 1}", "prompt_env: a mapping is not a text"),
         (
             "request_timeout: 2h",

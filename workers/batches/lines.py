@@ -2,64 +2,26 @@
 
 from __future__ import annotations
 
-import msgspec
-
+from pipeline.batch_requests import Judge, Request
 from pipeline.catalog import Catalog
-from pipeline.errors import RequestError
-from pipeline.intake import BATCHED, DISPATCH, RESOLVE_DISPATCH, Asked, find_prompt
-from pipeline.job import BATCH, PARTITION, Job, PromptRef
-from pipeline.operations import OPERATIONS
+from pipeline.intake import DISPATCH, RESOLVE_DISPATCH
+from pipeline.job import BATCH, PARTITION, Job
 from pipeline.settings import Settings
-from pipeline.stores.batch_lines import BatchLine, LineError, check_line
 from pipeline.stores.batches import BatchRequest
 from pipeline.stores.lines import Line
 from pipeline.transport import keyspace
-from pipeline.views import View, decode_view
 from workers.batches.outages import needed
 
 
-class Request(msgspec.Struct, frozen=True):
-    """What a line asks for, once it is known that it can run."""
-
-    custom_id: str
-    body: bytes
-    model: str
-    view: View
-    prompt: PromptRef | None
-
-
-class LineReader:
-    """Turns lines into requests and jobs, by the same rules as those of live requests."""
+class LineReader(Judge):
+    """Turns lines into requests and jobs."""
 
     def __init__(self, request: BatchRequest, settings: Settings, catalog: Catalog) -> None:
+        super().__init__(request.endpoint, request.allowed_models, catalog)
         self._request = request
-        self._catalog = catalog
-        self._operation = BATCHED[request.endpoint]
         self._timeout_ms = int(settings.batches.batch_line_timeout * 1000)
         self._config = settings.digest
         self._reply_to = keyspace.LINES + request.hex
-
-    def read(self, line: Line) -> Request | LineError:
-        """Return what a line asks for, or the first thing that is wrong with it."""
-        checked = check_line(line, self._request.endpoint)
-        if isinstance(checked, LineError):
-            return checked
-        try:
-            return self._judge(checked)
-        except RequestError as error:
-            param = f"body.{error.param}" if error.param else "body"
-            return LineError(error.code, error.message, param, line.number)
-
-    def _judge(self, line: BatchLine) -> Request:
-        body, model = bytes(line.body), line.model or OPERATIONS[self._operation].model
-        view = decode_view(body)
-        asked = Asked(view, self._operation, model, self._request.allowed_models)
-        return Request(line.custom_id, body, model, view, find_prompt(asked, self._catalog))
-
-    def custom_id(self, line: Line) -> str:
-        """Return the `custom_id` of a line that is known to be valid; what it asks for may not be any more."""
-        checked = check_line(line, self._request.endpoint)
-        return "" if isinstance(checked, LineError) else checked.custom_id
 
     def needs(self, job: Job) -> tuple[str, ...]:
         """Return what a line needs, as far as is known before it runs."""
@@ -70,7 +32,7 @@ class LineReader:
         """Return the job of a line; `now` is the server's time in ms."""
         return Job(
             id=job_id,
-            operation=self._operation,
+            operation=self.operation,
             stages_left=DISPATCH if request.prompt is None else RESOLVE_DISPATCH,
             deadline=now + self._timeout_ms,
             admitted=now,

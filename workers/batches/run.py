@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Final
 
 import anyio
 import msgspec
 
 from pipeline import failpoints, logs
+from pipeline.batch_validation import Validation
 from pipeline.catalog import Catalog
 from pipeline.errors import FileDamaged, NotFound, PipelineError, TransportError
 from pipeline.settings import Settings
@@ -28,7 +30,6 @@ from workers.batches.ledger import Ledger, Outcomes, Superseded
 from workers.batches.lines import LineReader, OpenLine
 from workers.batches.parts import ERRORS, RESULTS, Done, Parts, adopt, open_parts, remove_parts
 from workers.batches.search import Search
-from workers.batches.validation import Validation
 from workers.batches.window import Window
 
 LOOK_EVERY: Final = 0.5
@@ -140,7 +141,7 @@ class BatchRun:
     async def _validate(self, blob: Blob) -> bool:
         """Look at every line; return whether the batch can run."""
         validation = Validation(blob, self._reader, self._desk.settings)
-        await validation.run()
+        await validation.run(partial(failpoints.reach, "feed.validating"))
         if validation.errors:
             await self._fail(*validation.errors)
             return False

@@ -44,6 +44,7 @@ def test_the_body_stays_as_the_client_wrote_it() -> None:
     [
         {"custom_id": "x" * 64},
         {"custom_id": "日本 🎉"},
+        {"custom_id": "👨‍👩‍👧" + "é" * 59},
         {"body": {**BODY, "stream": False}},
         {"body": {**BODY, "stream": None}},
         {"body": {"messages": [], "prompt_id": "p", "prompt_variables": {"api_key": "a word like any other"}}},
@@ -86,6 +87,8 @@ WRONG: dict[str, tuple[bytes | None, str, str | None]] = {
     "S29 65 characters": (line(custom_id="x" * 65), "invalid_custom_id", "custom_id"),
     "S29 CR LF": (line(custom_id="a\r\nb"), "invalid_custom_id", "custom_id"),
     "S29 NUL": (line(custom_id="a\0"), "invalid_custom_id", "custom_id"),
+    "S29 an escape": (line(custom_id="a\x1b[2J"), "invalid_custom_id", "custom_id"),
+    "S29 the end of a line": (line(custom_id="a\u2028b"), "invalid_custom_id", "custom_id"),
     "S29 right to left": (line(custom_id="a\u202eb"), "invalid_custom_id", "custom_id"),
     "S29 half a character": (b'{"custom_id":"\\ud800"}', "invalid_json_line", None),
     "S30 GET": (line(method="GET"), "invalid_method", "method"),

@@ -1,0 +1,92 @@
+"""Validation of an upload as the batch that shall be made of it, for clients that want to know at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Final
+from urllib.parse import parse_qsl
+
+import anyio
+import msgspec
+
+from ingress.exchange import Exchange
+from pipeline.batch_requests import Judge
+from pipeline.batch_validation import Validation
+from pipeline.errors import InvalidBatchFile
+from pipeline.intake import BATCHED
+from pipeline.stores.batch_lines import LineError
+from pipeline.stores.blobs import Blob
+from pipeline.stores.lines import read_lines
+
+SHOWN: Final = 3
+"""Errors in the message; all of them are beside it."""
+
+
+class _Url(msgspec.Struct):
+    url: str = ""
+
+
+_decode_url: Final = msgspec.json.Decoder(_Url).decode
+
+
+def wants_validation(exchange: Exchange) -> bool:
+    """Whether the client asked for it, by `validate=1` in the query or by a header."""
+    query = parse_qsl(exchange.scope["query_string"].decode("latin-1"))
+    return ("validate", "1") in query or exchange.header(b"x-promptmill-validate") == "1"
+
+
+class UploadCheck:
+    """Judges an upload by the rules of the feed; `errors` says afterwards what is wrong."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.errors: list[LineError] = []
+        self._exchange = exchange
+
+    async def __call__(self, blob: Blob) -> None:
+        """Look at every line; one upload at a time, and for half of the time at most. Raises InvalidBatchFile."""
+        edge, key = self._exchange.edge, self._exchange.key
+        assert key is not None
+        async with edge.validating:
+            endpoint = await _endpoint(blob, edge.settings.files.max_line_bytes)
+            validation = Validation(blob, Judge(endpoint, key.models, edge.catalog), edge.settings)
+            await validation.run(_rests())
+        self.errors = validation.errors
+        if self.errors:
+            raise InvalidBatchFile(_message(self.errors), hint="correct these lines; nothing was stored", param="file")
+
+
+async def _endpoint(blob: Blob, longest: int) -> str:
+    """Return the endpoint that the first line with a usable one names: a batch has one, and a file does not say."""
+    async with aclosing(read_lines(blob, longest)) as source:
+        for line in await anext(source, []):
+            try:
+                url = _decode_url(line.data or b"").url
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                continue
+            if url in BATCHED:
+                return url
+    return next(iter(BATCHED))
+
+
+def _rests() -> Callable[[], Awaitable[None]]:
+    """Return a pause that is as long as what came before it: live requests share this process."""
+    since = time.monotonic()
+
+    async def rest() -> None:
+        nonlocal since
+        await anyio.sleep(time.monotonic() - since)
+        since = time.monotonic()
+
+    return rest
+
+
+def _message(errors: list[LineError]) -> str:
+    first = "; ".join(_told(error) for error in errors[:SHOWN])
+    more = f"; and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
+    return f"the file cannot be the input of a batch: {first}{more}"
+
+
+def _told(error: LineError) -> str:
+    return error.message if error.line is None else f"line {error.line}: {error.message}"
