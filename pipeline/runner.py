@@ -98,6 +98,7 @@ class StageRunner:
         self._stream = stream
         self._transport = transport
         self._slots = Slots(slots)
+        self._log = log.bind()  # said for every delivery, mostly in vain: a logger that is bound costs a tenth
         self._seconds = {lane: metrics.JOB_SECONDS[spec.name, lane] for lane in LANES}
         self._queued = {lane: metrics.QUEUE_SECONDS[spec.name, lane] for lane in LANES}
 
@@ -150,7 +151,9 @@ class StageRunner:
             if effect is None:
                 effect = await self._guard(delivery)
             outcome = type(effect).__name__ if effect is not None else delivery.end
-            log.debug("delivery", job=delivery.job.id, stage=self._spec.name, number=delivery.number, outcome=outcome)
+            self._log.debug(
+                "delivery", job=delivery.job.id, stage=self._spec.name, number=delivery.number, outcome=outcome
+            )
             if effect is not None:
                 self._transport.writer.settle(delivery, effect)
             elif delivery.end is End.LOST:

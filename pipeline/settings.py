@@ -169,7 +169,7 @@ class StorageSettings(msgspec.Struct, frozen=True, kw_only=True):
 class BatchSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of `/v1/batches`, and how they are fed."""
 
-    batch_window: int = 2000
+    batch_window: int = 8000
     """Lines of all its batches that one feed process has under way; raise it for slow providers with much capacity."""
     batch_line_timeout: float = 600.0
     """How long one try of a line may take; raise it for long reasoning models."""
@@ -203,7 +203,7 @@ class PromptSettings(msgspec.Struct, frozen=True, kw_only=True):
 class DispatchSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The dispatch stage."""
 
-    slots: int = 2000
+    slots: int = 8000
     """`dispatch_slots`: provider calls one process has in flight; never more than it may have files open."""
     max_response_bytes: int = 64 * 2**20
     """Largest answer read from a provider, after decompression."""

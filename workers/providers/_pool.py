@@ -16,8 +16,8 @@ from workers.providers._proxies import Proxies, Tunnel
 
 IDLE_SECONDS: Final = 50.0
 """How long a connection is kept unused: less than the minute after which load balancers close them."""
-IDLE_LIMIT: Final = 512
-"""Connections kept unused to one host."""
+IDLE_LIMIT: Final = 10_000
+"""Connections kept unused to one host: calls end in waves, and to open thousands anew each time is dear."""
 _SWEEP: Final = 5.0
 _NO_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE})
 _HOSTNAME_CODES: Final = frozenset({62, 64})

@@ -75,6 +75,7 @@ class Router:
         self._cooldowns = cooldowns
         self._chance = chance
         self._sleep = sleep
+        self._log = _log.bind()  # said for every attempt, mostly in vain: a logger that is bound costs a tenth
 
     async def run(self, group: Group, call: Call[T]) -> T:
         """
@@ -113,7 +114,7 @@ class Router:
                     raise
             else:
                 _count(deployment, began)
-                _log.debug("attempt succeeded", job=call.id, deployment=deployment.id, number=failures + 1)
+                self._log.debug("attempt succeeded", job=call.id, deployment=deployment.id, number=failures + 1)
                 return answer
 
     async def _try(self, deployment: Deployment, attempt: Attempt[T], call: Call[T]) -> T:
@@ -141,7 +142,7 @@ class Router:
 
     def _note(self, error: UpstreamError, deployment: Deployment, group: Group, call: Call[T], number: int) -> None:
         """Log a failed attempt, and count it against its deployment if the deployment is to blame."""
-        _log.debug(
+        self._log.debug(
             "attempt failed",
             job=call.id,
             deployment=deployment.id,

@@ -21,17 +21,21 @@ local fresh = count > 0 and batch > last
 if fresh then
   redis.call('SET', KEYS[1], batch, 'PX', ARGV[2])
 end
+local grown = {}
 for job = 0, count - 1 do
   local at = 4 + job * 5
   if fresh then
     local pair = tonumber(ARGV[at]) * 2
     local body = ARGV[at + 3] == '' and {'b', ARGV[at + 2]} or {'r', ARGV[at + 3]}
     reply[#reply + 1] = redis.call('XADD', KEYS[pair], '*', 'h', ARGV[at + 1], 's', ARGV[at + 4], body[1], body[2])
-    if type(redis.pcall('INCRBY', KEYS[pair + 1], ARGV[at + 4])) ~= 'number' then
-      redis.call('SET', KEYS[pair + 1], ARGV[at + 4])
-    end
+    grown[pair + 1] = (grown[pair + 1] or 0) + tonumber(ARGV[at + 4])
   else
     reply[#reply + 1] = ''
+  end
+end
+for counter, size in pairs(grown) do
+  if type(redis.pcall('INCRBY', KEYS[counter], size)) ~= 'number' then
+    redis.call('SET', KEYS[counter], size)
   end
 end
 for pair = 2, #KEYS, 2 do
