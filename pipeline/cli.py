@@ -20,7 +20,7 @@ _OURS: Final = {
     "check": ("pipeline.commands_check:check", "Say what a configuration means, and what is wrong with it."),
     "status": ("pipeline.commands_status:status", "Show processes, backlogs and dead letters."),
     "down": ("pipeline.commands_down:down", "Stop the gateway that `up` or `batch run` started."),
-    "dead": ("pipeline.commands_dead:dead", "List, show or drop dead letters."),
+    "dead": ("pipeline.commands_dead:dead", "List, show, replay or drop dead letters."),
 }
 
 _BROUGHT: Final = {

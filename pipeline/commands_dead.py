@@ -1,4 +1,4 @@
-"""The commands `dead list|show|drop`: jobs that no consumer could finish."""
+"""The commands `dead list|show|replay|drop`: jobs that no consumer could finish."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ import click
 import msgspec
 
 from pipeline import startup
-from pipeline.transport.deadletters import DeadLetter, Which, drop_dead, list_dead, read_dead, read_dead_body
+from pipeline.transport.deadletters import (
+    DeadLetter,
+    Which,
+    drop_dead,
+    list_dead,
+    read_dead,
+    read_dead_body,
+    replay_dead,
+)
 
 
 def _where(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,13 +52,14 @@ def _redis(context: click.Context) -> str:
     return startup.find_redis(places.get("config"), places.get("data_dir"))
 
 
-@click.group(short_help="List, show or drop dead letters.")
+@click.group(short_help="List, show, replay or drop dead letters.")
 @_where
 def dead() -> None:
     """
-    List, show or drop dead letters: jobs that no consumer could finish.
+    List, show, replay or drop dead letters: jobs that no consumer could finish.
 
-    Exit codes: 0 ok, 1 there is no such dead letter, 2 wrong usage or configuration, 3 Redis cannot be reached.
+    Exit codes: 0 ok, 1 there is no such dead letter, or it cannot be replayed, 2 wrong usage or configuration,
+    3 Redis cannot be reached.
     """
 
 
@@ -101,6 +110,40 @@ def _show_body(url: str, entry: str) -> int:
     return 0
 
 
+@dead.command(short_help="Run lines of batches again.")
+@click.argument("ids", nargs=-1)
+@_where
+@_which
+@click.option("--all", "everything", is_flag=True, help="All of them, or all that --stage and --reason choose.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def replay(
+    context: click.Context, ids: tuple[str, ...], stage: str, reason: str, everything: bool, as_json: bool
+) -> int:
+    """
+    Run lines of batches again that became the dead letters IDS, once their cause is mended.
+
+    While a batch runs, such a line keeps its place in it: it is read from the batch's input, goes through its prompt
+    manager anew, and its answer is among the results. Once all other lines are done it has failed, and
+    `promptmill batch retry-failed` runs it. Live requests are not replayed: their clients have got an error.
+    """
+    _check_choice(ids, stage, reason, everything=everything)
+    done = anyio.run(replay_dead, _redis(context), None if everything else ids, Which(stage, reason))
+    missing = 0 if everything else len(set(ids)) - done.replayed - done.live - done.ended
+    click.echo(msgspec.json.encode(done) if as_json else f"{done.replayed} replayed")
+    for count, why in (
+        (missing, "not there; `promptmill dead list` shows what there is"),
+        (done.live, "of live requests: nobody waits for them; `promptmill dead show ID --body` has what to send again"),
+        (
+            done.ended,
+            "of batches that do not run; of those that have ended, `promptmill batch retry-failed BATCH` does it",
+        ),
+    ):
+        if count:
+            click.echo(f"{count} {why}", err=True)
+    return 1 if missing or done.live or done.ended else 0
+
+
 @dead.command(short_help="Remove some, or all.")
 @click.argument("ids", nargs=-1)
 @_where
@@ -110,11 +153,15 @@ def _show_body(url: str, entry: str) -> int:
 @click.pass_context
 def drop(context: click.Context, ids: tuple[str, ...], stage: str, reason: str, everything: bool, as_json: bool) -> int:
     """Remove the dead letters IDS. Their jobs are not run again."""
-    if bool(ids) == everything or (ids and (stage or reason)):
-        raise click.UsageError("name the dead letters to remove, or give --all, with --stage and --reason if need be")
+    _check_choice(ids, stage, reason, everything=everything)
     dropped = anyio.run(drop_dead, _redis(context), None if everything else ids, Which(stage, reason))
     click.echo(msgspec.json.encode({"dropped": dropped}) if as_json else f"{dropped} removed")
     return 0 if everything or dropped == len(ids) else 1
+
+
+def _check_choice(ids: tuple[str, ...], stage: str, reason: str, *, everything: bool) -> None:
+    if bool(ids) == everything or (ids and (stage or reason)):
+        raise click.UsageError("name the dead letters, or give --all, with --stage and --reason if need be")
 
 
 def _line(letter: DeadLetter) -> str:

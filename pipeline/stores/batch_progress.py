@@ -21,6 +21,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """Lines under way or resting."""
     resting: int = 0
     """Lines that wait for a later try."""
+    dead: int = 0
+    """Lines that are dead letters: they may be replayed until the others are done."""
     retries: int = 0
     """How often a line was fed again."""
     latency_ms: Latency | None = None

@@ -9,11 +9,17 @@ from typing import Any, Final
 
 import msgspec
 
+from pipeline.job import ErrorFields, Reply, encode
 from pipeline.transport import keyspace
 from pipeline.transport.connection import Link
 
 PAGE: Final = 100
 """Letters read at a time: with their bodies that is up to 2.5 MB."""
+
+BATCH_PREFIX: Final = "batch_"
+"""What clients see before the name of a batch."""
+
+_AGAIN: Final = "run_again"
 
 _ID: Final = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
 """What the server makes of an entry's id; it refuses a command with anything else, where we say: not there."""
@@ -34,6 +40,8 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     prompt_id: str
     hint: str
     has_body: bool
+    batch: str = ""
+    """The batch it is a line of."""
 
 
 class Which(msgspec.Struct, frozen=True):
@@ -85,6 +93,53 @@ async def drop_dead(url: str, ids: Sequence[str] | None, which: Which = ALL) -> 
         return int(await link.run(("XDEL", keyspace.DEAD, *known))) if known else 0
 
 
+class Replay(msgspec.Struct, frozen=True):
+    """What came of a replay, in dead letters. Those that were not replayed stay."""
+
+    replayed: int = 0
+    live: int = 0
+    """Of live requests: nobody waits for them any more."""
+    ended: int = 0
+    """Of batches that nobody runs: most have ended."""
+    batches: tuple[str, ...] = ()
+    """Those batches."""
+
+
+async def replay_dead(url: str, ids: Sequence[str] | None, which: Which = ALL) -> Replay:
+    """
+    Have lines of batches that became dead letters run again, with None all of `which`.
+
+    The owner of the batch is told to feed them anew, so no body need have been kept. Raises TransportUnavailable.
+    """
+    found, live, ended = 0, 0, []
+    async with _link(url) as link:
+        for letter in [letter async for letter in _letters(link, which) if ids is None or letter.id in ids]:
+            if not letter.batch:
+                live += 1
+            elif await _run_again(link, letter):
+                found += 1
+            else:
+                ended.append(letter.batch)
+    return Replay(found, live, len(ended), tuple(dict.fromkeys(ended)))
+
+
+def runs_again(reply: Reply) -> bool:
+    """Whether this is no answer to a line, but the word that it is to run again."""
+    return reply.error is not None and reply.error.code == _AGAIN
+
+
+async def _run_again(link: Link, letter: DeadLetter) -> bool:
+    """Tell the owner of its batch, where answers come too; False if there is none."""
+    word = Reply(id=letter.job_id, error=ErrorFields(status=503, type="server_error", code=_AGAIN, message=""))
+    batch = letter.batch.removeprefix(BATCH_PREFIX)
+    if not await link.run(("EXISTS", keyspace.lease(batch))):  # a late answer may have made the stream anew
+        return False
+    if await link.run(("XADD", keyspace.lines(batch), "NOMKSTREAM", "*", "t", encode(word), "b", b"")) is None:
+        return False
+    await link.run(("XDEL", keyspace.DEAD, letter.id))
+    return True
+
+
 @asynccontextmanager
 async def _link(url: str) -> AsyncIterator[Link]:
     link = Link(url, "promptmill-dead")
@@ -134,4 +189,5 @@ def _letter(entry: str, values: dict[bytes, bytes]) -> DeadLetter:
         prompt_id=text(b"prompt"),
         hint=text(b"hint"),
         has_body=b"body" in values,
+        batch=f"{BATCH_PREFIX}{text(b'batch')}" if values.get(b"batch") else "",
     )

@@ -98,6 +98,11 @@ def lines(batch: str) -> str:
     return f"{PREFIX}{LINES}{batch}"
 
 
+def batch_of(reply_to: str) -> str:
+    """Return the batch that answers for `reply_to` go to, empty for those of an ingress process."""
+    return reply_to.removeprefix(LINES) if reply_to.startswith(LINES) else ""
+
+
 def lease(batch: str) -> str:
     """Return the sign of life of a batch's owner."""
     return f"{PREFIX}lease:{batch}"

@@ -198,6 +198,7 @@ def dead_letter(delivery: HeldDelivery, dead: Dead, consumer: str, now: int) -> 
         "operation": job.operation,
         "prompt": job.prompt.id if job.prompt else "",
         "hint": dead.error.hint,
+        "batch": keyspace.batch_of(job.reply_to),
     }
     if dead.keep_body and len(delivery.body) <= keyspace.DEAD_BODY_LIMIT:
         facts["body"] = delivery.body

@@ -11,6 +11,7 @@ from redis import Redis
 
 from pipeline import cli, metrics
 from pipeline.commands_status import duration, table
+from pipeline.job import decode_reply
 from pipeline.transport import deadletters, keyspace
 from pipeline.transport.overview import Overview, ServerOverview
 
@@ -85,6 +86,38 @@ def test_dead_letters_are_chosen_by_stage_and_reason(
         assert capfd.readouterr().out == '1 removed\n{"dropped":0}\n'
         assert listed() == [("dispatch", "bug: TypeError"), kinds[3], kinds[1], kinds[0]]
         assert run("dead", "drop", ids[0], "--stage", "resolve") == 2
+
+
+def test_only_lines_of_running_batches_are_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with start_server(tmp_path) as server:
+        monkeypatch.setenv("REDIS_URL", server.url)
+        with Redis.from_url(server.url) as client:
+            client.set(keyspace.lease("ab"), "feed")
+            for batch in ("ab", "cd"):
+                client.xadd(keyspace.lines(batch), {"o": b""})
+            ids = [
+                client.xadd(
+                    keyspace.DEAD, {"job": job, "stage": "dispatch", "reason": "poison", "batch": batch}
+                ).decode()
+                for job, batch in (("0-ab-7-1.1", "ab"), ("0-cd-8-1.1", "cd"), ("0-live", ""))
+            ]
+        assert run("dead", "replay", ids[0], "9-9") == 1
+        said = capsys.readouterr()
+        assert said.out == "1 replayed\n"
+        assert "1 not there" in said.err
+        assert run("dead", "replay", "--all", "--stage", "dispatch", "--json") == 1
+        said = capsys.readouterr()
+        assert json.loads(said.out) == {"replayed": 0, "live": 1, "ended": 1, "batches": ["batch_cd"]}
+        assert "nobody waits for them" in said.err
+        assert "promptmill batch retry-failed BATCH" in said.err
+        assert run("dead", "replay") == 2
+        with Redis.from_url(server.url) as client:
+            word = client.xrange(keyspace.lines("ab"))[1][1][b"t"]
+            assert client.xlen(keyspace.DEAD) == 2
+    assert decode_reply(word).id == "0-ab-7-1.1"
+    assert deadletters.runs_again(decode_reply(word))
 
 
 def test_status_tells_of_the_server_and_of_what_was_counted(

@@ -58,6 +58,8 @@ def details(batch: Batch) -> str:
     parts = [*waiting, f"in flight {max(0, said.open - said.resting - sum(said.waiting.values())):,}"]
     if said.resting:
         parts.append(f"resting {said.resting:,}")
+    if said.dead:
+        parts.append(f"dead {said.dead:,} (promptmill dead list)")
     if said.latency_ms:
         parts.append(f"p50 {seconds(said.latency_ms.p50)} p99 {seconds(said.latency_ms.p99)}")
     if limits := _limits(said):

@@ -9,10 +9,12 @@ import msgspec
 from pipeline.errors import (
     ConfigMismatch,
     DeadlineExceeded,
+    InternalError,
     ModelDisabled,
     NoWorker,
     PromptManagerError,
     PromptTimeout,
+    PromptWorkerLost,
     UpstreamAuthFailed,
     UpstreamOverloaded,
     UpstreamTimeout,
@@ -36,6 +38,9 @@ PASSING: Final = frozenset(
     )
 )
 """Codes of errors that are not about the line itself, or for the operator to mend: it is fed again later."""
+
+DEAD: Final = frozenset((InternalError.code, PromptWorkerLost.code))
+"""Codes of errors that come with a dead letter."""
 
 TOO_LATE: Final = DeadlineExceeded.code
 

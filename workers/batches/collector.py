@@ -12,7 +12,9 @@ from pipeline.errors import ModelDisabled, PromptManagerError, TransportError, U
 from pipeline.job import ErrorFields, Reply
 from pipeline.stores.batches import BatchRequest
 from pipeline.transport.connection import Backoff
+from pipeline.transport.deadletters import runs_again
 from pipeline.transport.feeding import READ_COUNT, Arrived, LineStream
+from pipeline.transport.keyspace import DEAD_LIMIT
 from workers.batches import answers
 from workers.batches.ledger import Ledger, Outcomes
 from workers.batches.lines import OpenLine, line_of
@@ -67,8 +69,10 @@ class Collector:
 
     async def _take(self, arrived: list[Arrived]) -> None:
         for answer in arrived:
-            line = self._window.get(line_of(answer.reply.id))
-            if line is not None:  # otherwise it is a repeat
+            number = line_of(answer.reply.id)
+            if runs_again(answer.reply):
+                self._window.bring_back(number)
+            elif (line := self._window.get(number)) is not None:  # otherwise it is a repeat
                 await self._conclude(line, answer)
                 if len(self._results.data) + len(self._errors.data) > APPEND_BYTES:
                     await self.write()
@@ -84,6 +88,10 @@ class Collector:
                 return
             self._served(line, served(reply))
             text = answers.refused(batch, line.number, line.custom_id, reply.error, reply.facts)
+            if reply.error.code in answers.DEAD:
+                self._window.set_aside(line, text, reply.error.code)
+                self.fail_aside(DEAD_LIMIT)
+                return
             self._errors.add(line.number, text, reply.error.code)
             self._window.close(line.number)
             return
@@ -124,6 +132,11 @@ class Collector:
             return
         for need in self._window.met(needs, line.number, anyio.current_time()):
             log.info("lines go on", batch=self._request.id, need=need)
+
+    def fail_aside(self, most: int = 0) -> None:
+        """Take note that the oldest dead letters do not run again, until `most` are left that still may."""
+        for failure in self._window.aside.fail(most):
+            self._errors.add(*failure)
 
     async def write(self) -> None:
         """Write what was concluded so far; whoever was cancelled in it can go on with it. Raises Superseded."""

@@ -57,13 +57,15 @@ class Feeder:
         self._transport = transport
 
     async def run(self) -> None:
-        """Feed until every line has its outcome. Raises Superseded."""
-        ledger, window = self._ledger, self._window
-        while ledger.done.count < ledger.record.total:
-            changed = window.changed
-            if not (await self._again() or await self._fresh()) and ledger.done.count < ledger.record.total:
+        """Feed until every line has its outcome, or is a dead letter. Raises Superseded."""
+        while not self._is_done():
+            changed = self._window.changed
+            if not (await self._again() or await self._fresh()) and not self._is_done():
                 with anyio.move_on_after(PAUSE):
                     await changed.wait()
+
+    def _is_done(self) -> bool:
+        return self._ledger.done.count + len(self._window.aside) >= self._ledger.record.total
 
     async def _again(self) -> bool:
         """Feed the open lines whose time came; return whether there were any."""

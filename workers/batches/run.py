@@ -185,9 +185,8 @@ class BatchRun:
         """Keep the record fresh. Raises Superseded."""
         ledger = self._ledger
         resting = len(window.rests)
-        progress = ledger.progress(
-            open=len(window.open) + resting, resting=resting, waiting=waiting, paused=window.paused
-        )
+        lines = {"open": len(window.open) + resting, "resting": resting, "dead": len(window.aside)}
+        progress = ledger.progress(**lines, waiting=waiting, paused=window.paused)
         if progress != ledger.record.progress:
             await ledger.save(progress=progress)
 
@@ -197,14 +196,15 @@ class BatchRun:
         """Give every line its outcome, make the files, and write the last record."""
         ledger = self._ledger
         status = self._ended_by or "completed"
+        if status != "completed":
+            await self._cancel_jobs(window)
+        if self._collector is not None:
+            self._collector.fail_aside()
+            await self._collector.write()
         if status == "completed":
             await ledger.reach("finalizing", self._desk.now())
-        else:
-            await self._cancel_jobs(window)
-            if self._collector is not None:
-                await self._collector.write()
-            if ledger.record.total:
-                await self._conclude_undone(blob, *UNDONE[status])
+        elif ledger.record.total:
+            await self._conclude_undone(blob, *UNDONE[status])
         files = {
             "output_file_id": await self._publish(parts, RESULTS, self._request.output_file_id),
             "error_file_id": await self._publish(parts, ERRORS, self._request.error_file_id),

@@ -14,6 +14,7 @@ from pipeline.errors import UpstreamOverloaded
 from pipeline.job import ErrorFields
 from pipeline.stores.blobs import Blob
 from pipeline.stores.lines import Line, read_lines
+from workers.batches.aside import Aside
 from workers.batches.lines import OpenLine, line_of
 from workers.batches.outages import Outages
 from workers.batches.rests import Rests
@@ -40,6 +41,7 @@ class Window:
     def __init__(self, blob: Blob, longest: int, line_timeout: float, share: Callable[[], int]) -> None:
         self.open: dict[int, OpenLine] = {}
         self.rests = Rests()
+        self.aside = Aside()
         self.outages = Outages()
         self._blob = blob
         self._longest = longest
@@ -122,6 +124,17 @@ class Window:
         line = self._leave(number) if number in self.open else self.rests.drop(number)
         if line is not None and line.limited:
             self._limited[line.need] -= 1
+
+    def set_aside(self, line: OpenLine, error: bytes, code: str) -> None:
+        """A line became a dead letter."""
+        self.close(line.number)
+        self.aside.add(line, error, code)
+
+    def bring_back(self, number: int) -> None:
+        """Have a line run again, if it was set aside."""
+        if (line := self.aside.take(number)) is not None:
+            line.job, line.tries, line.limited = "", 0, False
+            self.rests.add(line, 0.0)
 
     def _leave(self, number: int) -> OpenLine:
         line = self.open.pop(number)
