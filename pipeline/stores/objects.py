@@ -83,7 +83,7 @@ class ObjectBlobs:
 
     async def replace(self, name: str, data: bytes) -> None:
         """Put an object. Raises StorageFull."""
-        with asking():
+        with anyio.CancelScope(shield=True), asking():  # one that was given up might come after the next
             await obstore.put_async(self._store, self._key(name), data)
 
     async def fetch(self, names: Iterable[str]) -> dict[str, bytes]:

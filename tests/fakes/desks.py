@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
 
 import anyio
 import msgspec
@@ -19,7 +18,7 @@ from pipeline.settings import Settings
 from pipeline.stage import Delivery, Done, Outcome
 from pipeline.stores.batches import BatchState, BatchStore
 from pipeline.stores.files import FileStore, Wanted
-from pipeline.stores.local import LocalBlobs
+from pipeline.stores.places import Places, open_places
 from pipeline.transport.feeding import FeedTransport
 from workers.batches.keeper import Keeper
 from workers.batches.run import Desk
@@ -29,13 +28,14 @@ async def answer(delivery: Delivery) -> Outcome:
     return Done(b'{"usage":{"input_tokens":1,"output_tokens":2}}', delivery.job.facts)
 
 
-def make_desk(server: Server, settings: Settings) -> Desk:
-    directory = Path(settings.data_dir)
+def make_desk(server: Server, settings: Settings, places: Places | None = None) -> Desk:
+    """Return what a feed process works with; files are in the data directory unless there are other `places`."""
+    places = places or open_places(settings)
     return Desk(
         settings=settings,
         catalog=Catalog(settings),
-        store=BatchStore(LocalBlobs(directory / "batches")),
-        files=FileStore(LocalBlobs(directory / "files"), settings.files),
+        store=BatchStore(places.batches),
+        files=FileStore(places.files, settings.files),
         transport=FeedTransport(settings, server.url),
     )
 
