@@ -39,6 +39,8 @@ class Edge:
         self.quota = BatchQuota(self.batches, settings.batches)
         self.validating = anyio.Lock()
         """Held while an upload is validated: that costs as much of a core as there is."""
+        self.validations = 0
+        """Uploads that are to be validated, from their first byte on."""
         self.transfers = 0
         """Files on their way in or out."""
         metrics.REQUESTS_IN_FLIGHT["transfers",].set_function(lambda: self.transfers)

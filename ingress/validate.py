@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Final
 from urllib.parse import parse_qsl
 
@@ -14,11 +14,14 @@ import msgspec
 from ingress.exchange import Exchange
 from pipeline.batch_requests import Judge
 from pipeline.batch_validation import Validation
-from pipeline.errors import InvalidBatchFile
+from pipeline.errors import BacklogFull, InvalidBatchFile
 from pipeline.intake import BATCHED
 from pipeline.stores.batch_lines import LineError
 from pipeline.stores.blobs import Blob
 from pipeline.stores.lines import read_lines
+
+MOST_WAITING: Final = 4
+"""Uploads to be validated that a process takes in at a time: they keep their places among the transfers."""
 
 SHOWN: Final = 3
 """Errors in the message; all of them are beside it."""
@@ -31,10 +34,22 @@ class _Url(msgspec.Struct):
 _decode_url: Final = msgspec.json.Decoder(_Url).decode
 
 
-def wants_validation(exchange: Exchange) -> bool:
-    """Whether the client asked for it, by `validate=1` in the query or by a header."""
+@contextmanager
+def validation(exchange: Exchange) -> Iterator[UploadCheck | None]:
+    """Return what looks at an upload, if its client asked for it in the query or a header. Raises BacklogFull."""
     query = parse_qsl(exchange.scope["query_string"].decode("latin-1"))
-    return ("validate", "1") in query or exchange.header(b"x-promptmill-validate") == "1"
+    if ("validate", "1") not in query and exchange.header(b"x-promptmill-validate") != "1":
+        yield None
+        return
+    edge = exchange.edge
+    if edge.validations >= MOST_WAITING:
+        hint = "leave `validate` out, and look at the batch"
+        raise BacklogFull("this process already validates uploads; try again shortly", hint=hint, retry_after=10.0)
+    edge.validations += 1
+    try:
+        yield UploadCheck(exchange)
+    finally:
+        edge.validations -= 1
 
 
 class UploadCheck:
@@ -50,9 +65,9 @@ class UploadCheck:
         assert key is not None
         async with edge.validating:
             endpoint = await _endpoint(blob, edge.settings.files.max_line_bytes)
-            validation = Validation(blob, Judge(endpoint, key.models, edge.catalog), edge.settings)
-            await validation.run(_rests())
-        self.errors = validation.errors
+            found = Validation(blob, Judge(endpoint, key.models, edge.catalog), edge.settings)
+            await found.run(_rests())
+        self.errors = found.errors
         if self.errors:
             raise InvalidBatchFile(_message(self.errors), hint="correct these lines; nothing was stored", param="file")
 

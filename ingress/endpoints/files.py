@@ -10,7 +10,7 @@ from ingress.body import declared_length
 from ingress.exchange import Exchange, route
 from ingress.multipart import Form
 from ingress.transfer import receive, send, transfer, wanted_range
-from ingress.validate import UploadCheck, wants_validation
+from ingress.validate import UploadCheck, validation
 from pipeline import metrics
 from pipeline.errors import BodyTooLarge, InvalidBatchFile, InvalidRequest, RangeNotSatisfiable
 from pipeline.stores.blobs import Blob
@@ -37,7 +37,7 @@ async def upload(exchange: Exchange) -> None:
     size = max(0, declared_length(exchange) - FORM_BYTES)
     edge, key = exchange.edge, exchange.key
     assert key is not None
-    with transfer(edge):
+    with transfer(edge), validation(exchange) as check:
         async with edge.files.receive(key.name, size) as file:
             async for data in receive(exchange, edge.settings.files.max_upload_bytes + FORM_BYTES):
                 for contents in form.feed(data):
@@ -49,12 +49,11 @@ async def upload(exchange: Exchange) -> None:
             if not file.size:
                 raise InvalidRequest("the file is empty", param="file")
             _check_size(exchange, wanted.purpose, file.size)
-            await _keep(exchange, file, wanted)
+            await _keep(exchange, file, wanted, check)
 
 
-async def _keep(exchange: Exchange, file: Upload, wanted: Wanted) -> None:
+async def _keep(exchange: Exchange, file: Upload, wanted: Wanted, check: UploadCheck | None) -> None:
     """Make the upload a file and answer with it, or with what is wrong if its client wanted to know that first."""
-    check = UploadCheck(exchange) if wants_validation(exchange) else None
     if check is not None and wanted.purpose != "batch":
         raise InvalidRequest("only files of the purpose `batch` can be validated", param="purpose")
     try:

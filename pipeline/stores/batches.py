@@ -154,7 +154,9 @@ class BatchStore:
     async def get(self, batch_id: str, viewer: Viewer) -> BatchState:
         """Return a batch. Raises NotFound, in the same words for every reason."""
         if _ID.fullmatch(batch_id):
-            for request in (await self._read_requests([batch_id])).values():
+            # Read anew each time: or what is another's would be refused sooner than what does not exist.
+            for data in (await self.blobs.fetch([f"{batch_id}-request"])).values():
+                request = _decode_request(data)
                 if viewer in (None, request.owner):
                     return (await self.states([request]))[0]
         raise no_such_batch()

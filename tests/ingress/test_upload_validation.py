@@ -74,6 +74,17 @@ async def test_who_does_not_ask_gets_openais_behaviour(client: httpx2.AsyncClien
         assert (await put(client, b"{\n", query)).status_code == 200
 
 
+async def test_few_uploads_at_a_time_are_taken_in_to_be_validated(client: httpx2.AsyncClient, tmp_path: Path) -> None:
+    client.edge.validations = 4  # type: ignore[attr-defined]
+    answer = await put(client, lines(1))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "backlog_full")
+    assert (await put(client, lines(1), "")).status_code == 200
+    client.edge.validations = 3  # type: ignore[attr-defined]
+    assert (await put(client, lines(1))).status_code == 200
+    assert client.edge.validations == 3  # type: ignore[attr-defined]
+    assert len(kept(tmp_path)) == 4
+
+
 async def test_only_inputs_of_batches_are_validated(client: httpx2.AsyncClient, tmp_path: Path) -> None:
     answer = await put(client, lines(1), purpose="user_data")
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "purpose")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -17,6 +18,7 @@ from fakes.gateways import MANAGER, Gateway, start_gateway
 from fakes.upstream import Answer, Received, ScriptedUpstream, completion, failure, raw, reply, run_upstream_in_thread
 from fakes.waiting import wait_until
 
+from pipeline.operations import OPERATIONS, Operation
 from pipeline.startup import embedded_url
 from pipeline.stores.batches import BatchStore
 from pipeline.stores.local import LocalBlobs
@@ -115,6 +117,23 @@ async def test_a_batch_runs_every_line_through_its_prompt_manager_once(
     stamps = [outcome.batch[f"{name}_at"] for name in ("created", "in_progress", "finalizing", "completed")]
     assert stamps == sorted(stamps)
     await nothing_stays_behind(directory)
+
+
+@pytest.mark.parametrize("operation", [each for each in OPERATIONS.values() if each.texts], ids=lambda each: each.path)
+async def test_lines_ask_for_what_live_requests_can_with_their_prompts(
+    client: BatchClient, upstream: ScriptedUpstream, operation: Operation
+) -> None:
+    upstream.default = lambda _: reply({"object": "an answer", "usage": {"prompt_tokens": 4, "total_tokens": 4}})
+    url, field = f"/v1{operation.path}", operation.content
+    bodies = [{"model": "gpt-4", field: "hi"}, {"model": "gpt-4", field: "hi", "prompt_id": "p"}]
+    whole = [{"custom_id": str(n), "method": "POST", "url": url, "body": body} for n, body in enumerate(bodies)]
+    contents = b"".join(json.dumps(each).encode() + b"\n" for each in whole)
+    outcome = await client.end((await client.create(contents, endpoint=url))["id"])
+    outcome.check("01")
+    assert len(outcome.output) == 2
+    assert {received.path for received in upstream.requests} == {url}
+    assert sorted(received.json[field] for received in upstream.requests) == ["from mine\n\nhi", "hi"]
+    assert outcome.batch["usage"]["input_tokens"] == 8
 
 
 async def test_a_batch_with_wrong_lines_fails_and_runs_nothing(client: BatchClient, upstream: ScriptedUpstream) -> None:
