@@ -90,7 +90,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def _process(command: list[str], directory: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def process(command: list[str], directory: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     with (directory / f"{Path(command[0]).name}-{time.monotonic_ns()}.log").open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, cwd=directory, env={**os.environ, **environment}
@@ -106,7 +106,7 @@ def _process(command: list[str], directory: Path, **environment: str) -> Iterato
                 process.wait()
 
 
-def _wait_for(url: str, seconds: float = 30.0) -> None:
+def wait_for(url: str, seconds: float = 30.0) -> None:
     limit = time.monotonic() + seconds
     while True:
         try:
@@ -134,8 +134,8 @@ def upstream(directory: Path) -> Iterator[str]:
     config = directory / "nginx.conf"
     config.write_text(NGINX.format(directory=directory, port=port, completion=json.dumps(COMPLETION), events=text))
     nginx = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin") or "nginx"
-    with _process([nginx, "-c", str(config), "-p", str(directory)], directory):
-        _wait_for(f"http://127.0.0.1:{port}/v1/")
+    with process([nginx, "-c", str(config), "-p", str(directory)], directory):
+        wait_for(f"http://127.0.0.1:{port}/v1/")
         yield f"http://127.0.0.1:{port}"
 
 
@@ -165,8 +165,8 @@ def bare_starlette(directory: Path) -> Iterator[str]:
         "--log-level",
         "error",
     ]
-    with _process(command, directory):
-        _wait_for(f"http://127.0.0.1:{port}/")
+    with process(command, directory):
+        wait_for(f"http://127.0.0.1:{port}/")
         yield f"http://127.0.0.1:{port}"
 
 
@@ -182,13 +182,13 @@ def prototype(directory: Path, upstream_url: str) -> Iterator[str]:
     }
     with ExitStack() as stack:
         stack.callback(embedded.remove_socket, files)
-        stack.enter_context(_process(list(files.command), directory))
+        stack.enter_context(process(list(files.command), directory))
         while not embedded.answers(files.socket):
             time.sleep(0.02)
         for role in ("resolve", "dispatch", "ingress"):
             command = [sys.executable, str(Path(__file__).with_name("prototype.py")), role]
-            stack.enter_context(_process(command, directory, **environment))
-        _wait_for(f"http://127.0.0.1:{port}/")
+            stack.enter_context(process(command, directory, **environment))
+        wait_for(f"http://127.0.0.1:{port}/")
         yield f"http://127.0.0.1:{port}"
 
 
@@ -201,7 +201,7 @@ class Gateway:
 
 
 @contextmanager
-def gateway(directory: Path, upstream_url: str, settings: str = "") -> Iterator[Gateway]:
+def gateway(directory: Path, upstream_url: str, settings: str = "", *arguments: str) -> Iterator[Gateway]:
     """Run `promptmill up` as anybody would, one process a stage, in front of the upstream; `settings` is YAML."""
     port = free_port()
     (directory / "bench_manager.py").write_text(MANAGER)
@@ -217,11 +217,11 @@ def gateway(directory: Path, upstream_url: str, settings: str = "") -> Iterator[
     )
     promptmill = Path(sys.executable).with_name("promptmill")
     with ExitStack() as stack:
-        command = [str(promptmill), "--config", "config.yaml", "--port", str(port)]
-        process = stack.enter_context(_process(command, directory, REDIS_URL="", PROMPTMILL_LOG_FORMAT="json"))
+        command = [str(promptmill), "--config", "config.yaml", "--port", str(port), *arguments]
+        started = stack.enter_context(process(command, directory, REDIS_URL="", PROMPTMILL_LOG_FORMAT="json"))
         url = f"http://127.0.0.1:{port}"
         _wait_ready(f"{url}/health/readiness")
-        yield Gateway(url, process.pid)
+        yield Gateway(url, started.pid)
 
 
 def _wait_ready(url: str, seconds: float = 30.0) -> None:

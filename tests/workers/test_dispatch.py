@@ -32,6 +32,7 @@ from pipeline.errors import (
     UpstreamGarbled,
     UpstreamOverloaded,
     UpstreamRejected,
+    UpstreamResting,
     UpstreamTimeout,
 )
 from pipeline.job import Facts
@@ -304,3 +305,28 @@ async def test_an_upstream_in_its_own_thread_serves_too() -> None:
     with run_upstream_in_thread() as upstream:
         done(await handled(upstream, delivery()))
     assert len(upstream.requests) == 1
+
+
+async def test_a_line_whose_turn_is_far_away_is_put_off_with_what_is_known_of_it(upstream: ScriptedUpstream) -> None:
+    upstream.script(failure(429, headers={"retry-after": "20"}))
+    async with dispatching(deployment(api_base=upstream.url)) as opened:
+        line = delivery(lane="batch", admitted=make_job().deadline - 60_000)
+        outcome = await opened.handle(line)
+        assert isinstance(outcome, Defer)
+        assert 18 < outcome.seconds < 22
+        assert (outcome.job.facts.attempts, outcome.job.facts.deployment) == (1, "gpt-4-openai/gpt-4")
+        again = await opened.handle(FakeDelivery(outcome.job))
+        assert isinstance(again, Defer)
+        assert again.job.facts.attempts == 1
+    assert len(upstream.requests) == 1
+
+
+async def test_a_line_whose_time_would_run_out_goes_back_to_who_fed_it(upstream: ScriptedUpstream) -> None:
+    upstream.script(failure(429, headers={"retry-after": "40"}))
+    async with dispatching(deployment(api_base=upstream.url)) as opened:
+        outcome = await opened.handle(delivery(lane="batch", admitted=make_job().deadline - 60_000))
+        assert 38 < failed(outcome, UpstreamResting).retry_after < 42
+        assert isinstance(outcome, Fail)
+        assert outcome.facts.attempts == 1
+        answer = done(await opened.handle(delivery()))
+        assert answer.facts.attempts == 1

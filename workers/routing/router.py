@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Protocol, TypeVar
+from typing import ClassVar, Final, Protocol, TypeVar
 
 import anyio
 
@@ -64,17 +64,22 @@ class Call(Protocol[T_co]):
 class Router:
     """Chooses among deployments as LiteLLM's simple-shuffle does, and retries within the job's deadline."""
 
+    _longest_pause: ClassVar[float] = math.inf
+
     def __init__(
         self,
         settings: RouterSettings,
         cooldowns: Cooldowns,
         chance: random.Random,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
+        limited: Callable[[str, float | None], None] = lambda *_: None,
     ) -> None:
+        """Make one; `limited` is told of a deployment at its provider's limit, and for how long as far as known."""
         self._settings = settings
         self._cooldowns = cooldowns
         self._chance = chance
         self._sleep = sleep
+        self._limited = limited
         self._log = _log.bind()  # said for every attempt, mostly in vain: a logger that is bound costs a tenth
 
     async def run(self, group: Group, call: Call[T]) -> T:
@@ -87,19 +92,13 @@ class Router:
         failures = 0
         deployment, attempt, wait = self._next(group, call, tried)
         if wait:  # waiting would take slots from models that are well, and all who waited would call at once
-            raise UpstreamResting(
-                f"every deployment of model {group.name!r} rests after failures",
-                hint="ask again after `Retry-After`",
-                retry_after=wait,
-            )
+            raise self._resting(group, deployment, wait)
         while True:
             if wait:
                 await self._sleep(wait)
-            began = time.monotonic()
             try:
-                answer = await self._try(deployment, attempt, call)
+                answer = await self._make(deployment, attempt, call)
             except UpstreamError as error:
-                _count(deployment, began, error.code)
                 failures += 1
                 tried.add(deployment.id)
                 self._note(error, deployment, group, call, failures)
@@ -110,12 +109,25 @@ class Router:
                 if not error.same_again and deployment.id in tried:
                     raise
                 wait = self._pause(error, wait, failures, another=deployment.id not in tried, same=deployment is failed)
-                if wait + _NOTHING_LEFT >= call.remaining:
+                if wait + _NOTHING_LEFT >= call.remaining or wait > self._longest_pause:
                     raise
             else:
-                _count(deployment, began)
                 self._log.debug("attempt succeeded", job=call.id, deployment=deployment.id, number=failures + 1)
                 return answer
+
+    def _resting(self, group: Group, deployment: Deployment, wait: float) -> Exception:
+        """Return what to raise while all rest, `deployment` for the shortest time."""
+        return resting(group.name, wait)
+
+    async def _make(self, deployment: Deployment, attempt: Attempt[T], call: Call[T]) -> T:
+        began = time.monotonic()
+        try:
+            answer = await self._try(deployment, attempt, call)
+        except UpstreamError as error:
+            _count(deployment, began, error.code)
+            raise
+        _count(deployment, began)
+        return answer
 
     async def _try(self, deployment: Deployment, attempt: Attempt[T], call: Call[T]) -> T:
         remaining = call.remaining
@@ -150,10 +162,16 @@ class Router:
             code=error.code,
             upstream_status=error.upstream_status,
         )
-        if not error.retryable or not self._has_others(deployment, group, call):
-            return  # a deployment that is alone never rests: that would only refuse what might be served
         at_once = isinstance(error, UpstreamOverloaded)
+        if at_once:
+            self._limited(deployment.id, error.retry_after)
+        if not self._to_blame(error) or not self._has_others(deployment, group, call):
+            return  # a deployment that is alone never rests: that would only refuse what might be served
         self._cooldowns.failed(deployment.id, at_once=at_once, seconds=error.retry_after)
+
+    def _to_blame(self, error: UpstreamError) -> bool:
+        """Whether an error is its deployment's fault."""
+        return error.retryable
 
     def _has_others(self, deployment: Deployment, group: Group, call: Call[T]) -> bool:
         for other in group.deployments:
@@ -208,6 +226,15 @@ class Router:
             if any(weights):
                 return self._chance.choices(candidates, [weight or 0 for weight in weights])[0]
         return self._chance.choice(candidates)
+
+
+def resting(model: str, seconds: float) -> UpstreamResting:
+    """Return the error of a job for which nobody may be asked before so many seconds are over."""
+    return UpstreamResting(
+        f"every deployment of model {model!r} rests after failures",
+        hint="ask again after `Retry-After`",
+        retry_after=seconds,
+    )
 
 
 def _count(deployment: Deployment, began: float, error_code: str = "") -> None:

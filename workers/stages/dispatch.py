@@ -6,7 +6,7 @@ import math
 import os
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
@@ -24,16 +24,18 @@ from pipeline.errors import (
     PipelineError,
     UpstreamError,
 )
-from pipeline.job import Facts, Job
+from pipeline.job import BATCH, LIVE, Facts, Job
 from pipeline.open_files import connections_left
 from pipeline.settings import Deployment, Settings
-from pipeline.stage import Delivery, Done, Fail, Outcome, StageContext, StageSpec, put_off
+from pipeline.stage import Defer, Delivery, Done, Fail, Outcome, StageContext, StageSpec, put_off
 from workers.providers._calls import Call, Calls
 from workers.providers._dialect import Fields, LocalAnswer, UpstreamRequest
 from workers.providers._fields import kept_fields
 from workers.providers._http import Sender
 from workers.routing.cooldown import LocalCooldowns
-from workers.routing.router import Attempt, Router
+from workers.routing.gate import Postponed
+from workers.routing.lane import BatchRouter, Gates
+from workers.routing.router import Attempt, Router, resting
 
 _EVENT_STREAM: Final = "text/event-stream"
 
@@ -41,12 +43,15 @@ _EVENT_STREAM: Final = "text/event-stream"
 class DispatchStage:
     """Find the model's group, make the body for its provider, and let the router try."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, calls: Calls, sender: Sender, router: Router) -> None:
+    def __init__(
+        self, settings: Settings, catalog: Catalog, calls: Calls, sender: Sender, routers: Mapping[str, Router]
+    ) -> None:
+        """Make one; `routers` are by lane."""
         self._digest = settings.digest
         self._catalog = catalog
         self._calls = calls
         self._sender = sender
-        self._router = router
+        self._routers = routers
 
     def rotate(self, settings: Settings) -> None:
         """Take over keys; calls that were prepared go on with those they have."""
@@ -62,7 +67,9 @@ class DispatchStage:
         call = _JobCall(delivery, group, self._calls, self._sender)
         try:
             call.fields = kept_fields(job.operation, delivery.body, stream=job.stream)
-            done = await self._router.run(group, call)
+            done = await self._routers[job.lane].run(group, call)
+        except Postponed as later:
+            return _postponed(delivery, later, call)
         except (UpstreamError, InvalidRequest, DeadlineExceeded) as error:
             return Fail(error, call.facts())
         metrics.TOKENS[done.facts.deployment, "prompt"].inc(done.facts.prompt_tokens)
@@ -82,6 +89,15 @@ class DispatchStage:
         return Fail(
             _at_dispatch(ConfigMismatch, message, "restart the workers with the current configuration"), job.facts
         )
+
+
+def _postponed(delivery: Delivery, later: Postponed, call: _JobCall) -> Outcome:
+    """Put a job off, but back to who fed it goes one whose time would run out, or whose turn is not known yet."""
+    job, facts = delivery.job, call.facts()
+    for_the_call = (job.deadline - job.admitted) / 2000
+    if later.far or delivery.remaining - later.seconds < for_the_call:
+        return Fail(resting(facts.model, later.seconds), facts)
+    return Defer(later.seconds, msgspec.structs.replace(job, facts=facts))
 
 
 def _at_dispatch(kind: type[PipelineError], message: str, hint: str) -> PipelineError:
@@ -119,10 +135,10 @@ class _JobCall:
         return msgspec.structs.replace(
             earlier,
             model=self._group.name,
-            deployment=self._deployment,
-            attempts=self._attempts,
+            deployment=self._deployment or earlier.deployment,
+            attempts=earlier.attempts + self._attempts,
             queue_ms=round(earlier.queue_ms + self._delivery.queued_ms, 3),
-            provider_ms=round((self._provider_s + under_way) * 1000, 3),
+            provider_ms=round(earlier.provider_ms + (self._provider_s + under_way) * 1000, 3),
             prompt_tokens=usage[0],
             completion_tokens=usage[1],
         )
@@ -204,10 +220,15 @@ class _JobCall:
 async def _open(context: StageContext) -> AsyncIterator[DispatchStage]:
     settings = context.settings
     chance = random.Random()  # noqa: S311 - spreads load, keeps no secret
-    router = Router(settings.router, LocalCooldowns(settings.router), chance)
+    cooldowns = LocalCooldowns(settings.router)
+    gates = Gates(cooldowns, chance)
+    routers = {
+        LIVE: Router(settings.router, cooldowns, chance, limited=gates.hold),
+        BATCH: BatchRouter(settings.router, gates, chance),
+    }
     calls = Calls({**os.environ, **settings.environment})
     async with Sender(settings.dispatch) as sender:
-        opened = DispatchStage(settings, context.catalog, calls, sender, router)
+        opened = DispatchStage(settings, context.catalog, calls, sender, routers)
         context.rotation.also(opened.rotate)
         yield opened
 

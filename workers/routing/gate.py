@@ -1,0 +1,143 @@
+"""The way of batch calls to one deployment: one after another at its pace, and no more at a time than it bears."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from pipeline.errors import DeadlineExceeded, PipelineError, UpstreamBusy, UpstreamOverloaded, UpstreamTimeout
+from workers.routing.limit import Limit
+from workers.routing.pace import Pace
+
+PATIENCE: Final = 2.0
+"""Seconds a call may wait in its slot."""
+
+EARLY: Final = 1.0
+"""Seconds before its turn that a call which was put off is back: what moves it is that late at most."""
+
+FAR: Final = 60.0
+"""Seconds for which turns are given out; who comes later is to ask again, after half of that at least."""
+
+SOON: Final = 0.25
+
+
+class Postponed(Exception):
+    """A call's turn is too far away to wait for it in a slot: in so many seconds, or not known yet (`far`)."""
+
+    def __init__(self, seconds: float, *, far: bool) -> None:
+        super().__init__(f"not before {seconds:.3g} s from now")
+        self.seconds = seconds
+        self.far = far
+
+
+class Ticket(NamedTuple):
+    """A call under way."""
+
+    launched: int
+    cohort: int
+    at: float
+
+
+class Gate:
+    """Lets the batch lane's calls to one deployment through, and learns from how they end."""
+
+    def __init__(self, clock: Callable[[], float], chance: random.Random) -> None:
+        self.pace = Pace(clock)
+        self.limit = Limit()
+        self._clock = clock
+        self._chance = chance
+        self._waiting: deque[asyncio.Future[Ticket]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._seconds = 0.0
+        """Of a call, on average."""
+        self._given_out = 0.0
+        """Until when turns are given out to calls that were put off."""
+
+    def delay(self) -> float:
+        """Return the seconds a call that comes now would wait; 0 when it may begin."""
+        return self._delay_behind(len(self._waiting))
+
+    def _delay_behind(self, others: int) -> float:
+        wait = self.pace.wait
+        if not others and self.limit.room >= 1:
+            return wait
+        # Of a pace that is still being looked for nothing can be said, and it will be found within seconds.
+        paced = wait + others / self.pace.rate if self.pace.known else self.pace.rest
+        before = others + 1 - self.limit.room
+        return max(paced, before * self._seconds / self.limit.value if before > 0 else 0.0)
+
+    async def enter(self) -> Ticket:
+        """Wait for a call's turn. Raises Postponed when that would take too long; `leave` must follow otherwise."""
+        delay = self.delay()
+        if delay > PATIENCE:
+            raise self.postponed()
+        if not delay:
+            return self._begin()
+        turn: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._set_timer()
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self.limit.in_flight -= 1  # it came at the last moment
+            raise
+
+    def leave(self, ticket: Ticket, error: PipelineError | None = None) -> None:
+        """Take note of how a call ended, and let the next through."""
+        self._seconds += 0.1 * (self._clock() - ticket.at - self._seconds)
+        limited = isinstance(error, UpstreamOverloaded)
+        asked = error.retry_after if error is not None else None
+        busy = isinstance(error, UpstreamBusy | UpstreamTimeout | DeadlineExceeded)
+        self.limit.end(ticket.cohort, overloaded=busy or (limited and asked is None))
+        if limited or (busy and asked):
+            self.pace.refused(ticket.launched, asked)
+            self._shed()
+        self._release()
+
+    def hold(self, retry_after: float | None) -> None:
+        """Rest because a call of the other lane met the provider's limit."""
+        self.pace.limited(retry_after)
+        self._shed()
+
+    def postponed(self, least: float = 0.0) -> Postponed:
+        """Return when a call that cannot wait is to come back: those who are told come back one after another."""
+        now, rate = self._clock(), self._rate()
+        first = now + max(least, self.delay())
+        turn = max(self._given_out, first) + 1 / rate
+        if turn - now > FAR:
+            return Postponed(max(least, self.pace.rest, FAR / 2) + self._chance.uniform(0, FAR / 2), far=True)
+        self._given_out = turn
+        return Postponed(max(SOON, turn - now - EARLY), far=False)
+
+    def _rate(self) -> float:
+        return min(self.pace.rate, self.limit.value / self._seconds if self._seconds else self.pace.rate)
+
+    def _begin(self) -> Ticket:
+        return Ticket(self.pace.launch(), self.limit.begin(), self._clock())
+
+    def _release(self) -> None:
+        while self._waiting and self.limit.room >= 1 and not self.pace.wait:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(self._begin())
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._waiting and self._timer is None and self.limit.room >= 1:
+            self._timer = asyncio.get_running_loop().call_later(self.pace.wait, self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        self._release()
+
+    def _shed(self) -> None:
+        """Put off those whose turn is far away now."""
+        self._given_out = 0.0
+        while self._waiting and self._delay_behind(len(self._waiting) - 1) > PATIENCE:
+            turn = self._waiting.pop()
+            if not turn.done():
+                turn.set_exception(self.postponed())

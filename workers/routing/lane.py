@@ -1,0 +1,88 @@
+"""The batch lane's router: it calls at the pace that providers bear, and never waits for long."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import ClassVar, Final, TypeVar
+
+from pipeline.catalog import Group
+from pipeline.errors import (
+    DeadlineExceeded,
+    PipelineError,
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamOverloaded,
+    UpstreamTimeout,
+)
+from pipeline.settings import Deployment
+from workers.routing.cooldown import Cooldowns
+from workers.routing.gate import PATIENCE, Gate
+from workers.routing.router import Attempt, Call, Router
+
+T = TypeVar("T")
+
+_OVERLOADS: Final = (UpstreamOverloaded, UpstreamBusy, UpstreamTimeout)
+"""What too many calls cause: live calls, which are few, need not rest for it."""
+
+
+class Gates(dict[str, Gate]):
+    """The gates of all deployments, by id; satisfies `Cooldowns` for the batch lane."""
+
+    def __init__(
+        self, cooldowns: Cooldowns, chance: random.Random, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__()
+        self._cooldowns = cooldowns
+        self._chance = chance
+        self._clock = clock
+
+    def __missing__(self, deployment_id: str) -> Gate:
+        gate = self[deployment_id] = Gate(self._clock, self._chance)
+        return gate
+
+    def rest(self, deployment_id: str) -> float:
+        """Return the seconds until a batch call may begin; 0 when it can wait for it in its slot."""
+        delay = self[deployment_id].delay()
+        return max(delay if delay > PATIENCE else 0.0, self._cooldowns.rest(deployment_id))
+
+    def failed(self, deployment_id: str, *, at_once: bool, seconds: float | None) -> None:
+        """Count a failure."""
+        self._cooldowns.failed(deployment_id, at_once=at_once, seconds=seconds)
+
+    def hold(self, deployment_id: str, retry_after: float | None) -> None:
+        """Hold the batch lane back: a live call met the provider's limit."""
+        self[deployment_id].hold(retry_after)
+
+
+class BatchRouter(Router):
+    """
+    Routes calls of the batch lane: each attempt goes through its deployment's gate.
+
+    Who would have to wait for long gets Postponed. A refusal (429) counts as no attempt, for it leads to a rest.
+    """
+
+    _longest_pause: ClassVar[float] = PATIENCE
+    _cooldowns: Gates
+
+    def _resting(self, group: Group, deployment: Deployment, wait: float) -> Exception:
+        return self._cooldowns[deployment.id].postponed(wait)
+
+    async def _make(self, deployment: Deployment, attempt: Attempt[T], call: Call[T]) -> T:
+        gate = self._cooldowns[deployment.id]
+        while True:
+            ticket = await gate.enter()
+            error: PipelineError | None = None
+            try:
+                return await super()._make(deployment, attempt, call)
+            except UpstreamOverloaded as refused:
+                error = refused
+            except (UpstreamError, DeadlineExceeded) as failed:
+                error = failed
+                raise
+            finally:
+                gate.leave(ticket, error)
+
+    def _to_blame(self, error: UpstreamError) -> bool:
+        return error.retryable and not isinstance(error, _OVERLOADS)

@@ -1,0 +1,179 @@
+"""How fast a deployment may be called on the batch lane, learned from its refusals; pure, with a clock passed in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+FIRST: Final = 200.0
+"""Calls a second with which a deployment begins that nothing is known about."""
+
+RAMP: Final = 2.3
+"""Calls a second more for each call that was not refused: doubled every 0.3 s, so that when the first refusal comes
+back after 10 ms, only about 2 % more than were accepted are on their way."""
+
+FULL: Final = 20_000.0
+"""Calls a second that are as good as no limit for one process."""
+
+MARGIN: Final = 0.98
+"""Of what is known to be accepted, what is begun with: the limit is then met again after a minute or two."""
+
+SLACK: Final = 0.025
+"""Seconds a late call is made up for: timers are that late on a busy machine."""
+
+SEARCH: Final = 6.0
+"""Seconds in which a pace is doubled that was learned once only: others may have had their part of that period."""
+
+LONG: Final = 2.5
+"""A longer rest ends a period of the provider's; a shorter one may mostly be its rounding up to a whole second."""
+
+MEMORY: Final = 120.0
+"""Seconds after which what was accepted counts half."""
+
+IDLE: Final = 60.0
+LONGEST: Final = 3600.0
+"""Seconds a provider is left alone at most, whatever it asks for."""
+
+UNASKED: Final = 32.0
+"""Seconds of the longest rest of a provider that does not say how long: 1, 2, 4 … while it goes on refusing."""
+
+
+class _Cycle(msgspec.Struct):
+    """The calls between two rests."""
+
+    began: float
+    accepted: float = 0.0
+    hit: float = 0.0
+    """Calls a second, and when, as the first refusal came."""
+    hit_at: float = 0.0
+
+
+class Pace:
+    """
+    Spreads calls evenly, at a rate learned from when they were refused.
+
+    Between two rests a provider accepts what its limit is, whatever it counts by; see the decision "A pace learned
+    from refusals" for those that round their `Retry-After` up.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._number = 0
+        self._cycle = _Cycle(clock())
+        self._last: _Cycle | None = None
+        self._resting = False
+        self._until = 0.0
+        self._next = 0.0
+        self._strikes = 0
+        self._sent = 0
+        self._base = self._goal = self._climb = 0.0
+        """The learned rate: from `base` to `goal` within `climb` seconds of calls, and slowly on from there."""
+        self._grown = 0.0
+
+    @property
+    def known(self) -> bool:
+        """Whether there was a refusal to learn from."""
+        return self._base > 0
+
+    @property
+    def rest(self) -> float:
+        """Seconds the deployment still rests; 0 when it does not."""
+        return max(0.0, self._until - self._clock())
+
+    @property
+    def rate(self) -> float:
+        """Calls a second; infinite where no limit was met."""
+        if not self._base:
+            rate = FIRST + RAMP * self._sent
+        elif self._grown < self._climb:
+            rate = self._base * (self._goal / self._base) ** (self._grown / self._climb)
+        else:
+            beyond = (
+                self._grown - self._climb
+            )  # a percent in half a minute; faster and faster, for limits may be raised
+            rate = self._goal * (1 + beyond / 3000 + 0.05 * (beyond / 120) ** 3)
+        return rate if rate < FULL else math.inf
+
+    @property
+    def wait(self) -> float:
+        """Seconds until the next call may be launched."""
+        now = self._clock()
+        return max(0.0, self._until - now, self._next - now)
+
+    def launch(self) -> int:
+        """Count a call; returns what `refused` asks for."""
+        now = self._clock()
+        if self._resting:
+            self._resume(now)
+        if now - self._next > IDLE:
+            self._sent = 0
+        spacing = 1 / self.rate
+        self._next = max(self._next, now - SLACK) + spacing
+        self._grown += spacing
+        self._sent += 1
+        cycle = self._cycle
+        cycle.accepted += 1
+        if now - cycle.began > MEMORY:
+            cycle.began, cycle.accepted = now - MEMORY / 2, cycle.accepted / 2
+        return self._number
+
+    def refused(self, launched: int, retry_after: float | None) -> None:
+        """Take note that a call was refused, to be asked again after so many seconds."""
+        if launched == self._number:
+            self._cycle.accepted -= 1
+            self.limited(retry_after)
+        else:  # of the time before the last rest: what was sent since then says more
+            self._until = max(self._until, self._clock() + min(retry_after or 0.0, LONGEST))
+
+    def limited(self, retry_after: float | None) -> None:
+        """Rest: the provider's limit is reached, by whomever."""
+        now = self._clock()
+        if not self._resting:
+            self._resting = True
+            self._end_cycle(now)
+        asked = min(UNASKED, 2.0**self._strikes) if retry_after is None else min(retry_after, LONGEST)
+        self._until = max(self._until, now + asked)
+        self._learn()
+
+    def _end_cycle(self, now: float) -> None:
+        cycle = self._cycle
+        if cycle.accepted < 1 and self._last is not None:  # the rest before was too short, and goes on
+            self._cycle = self._last
+            self._strikes += 1
+        else:
+            cycle.hit, cycle.hit_at = min(self.rate, FULL), now
+            self._strikes = 0
+
+    def _learn(self) -> None:
+        cycle = self._cycle
+        if self._last is None and cycle.accepted < 1:
+            self._sent = 0  # the limit had been reached before the first call: nothing is known of it
+            return
+        rest = self._until - cycle.hit_at
+        low = max(cycle.accepted, 1.0) / max(cycle.hit_at - cycle.began + rest, 0.001)
+        high = max(cycle.hit, low)
+        if rest > LONG and self._last is None:
+            self._base, self._goal = MARGIN * low, 2**10 * low
+            self._climb = 10 * SEARCH
+            return
+        if rest > LONG:
+            self._base = self._goal = MARGIN * low
+            self._climb = 0.0
+        elif high < 1.2 * low:
+            self._base, self._goal = MARGIN * math.sqrt(low * high), MARGIN * high
+            self._climb = 40.0
+        else:  # most of the time was the rest, so the limit is somewhere between the two
+            self._base, self._goal = low**0.6 * high**0.4, high
+            self._climb = 15 * rest if high < 2 * low else 6.0
+        self._climb *= max(1.0, 2.5 / self._base)  # of few calls each refusal counts more
+
+    def _resume(self, now: float) -> None:
+        self._resting = False
+        self._number += 1
+        if self.known:
+            self._last = self._cycle
+        self._cycle = _Cycle(self._until)
+        self._grown, self._next = 0.0, now
