@@ -74,7 +74,7 @@ class Gate:
         delay = self.delay()
         if delay > PATIENCE:
             raise self.postponed()
-        if not delay:
+        if not (delay or self._waiting):
             return self._begin()
         turn: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)

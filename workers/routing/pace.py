@@ -150,7 +150,7 @@ class Pace:
     def _learn(self) -> None:
         cycle = self._cycle
         if self._last is None and cycle.accepted < 1:
-            self._sent = 0  # the limit had been reached before the first call: nothing is known of it
+            self._sent, self._base = 0, 0.0  # the limit had been reached before the first call: it is not known
             return
         rest = self._until - cycle.hit_at
         low = max(cycle.accepted, 1.0) / max(cycle.hit_at - cycle.began + rest, 0.001)
