@@ -110,7 +110,11 @@ def measured(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
     """Return what a batch took."""
     path = directory / "in.jsonl"
     write_input(path, options.lines, options.model, "1234" if options.prompt else "")
-    wanted = {"batch_window": options.window, "dispatch_slots": options.slots}
+    wanted = {
+        "batch_window": options.window,
+        "dispatch_slots": options.slots,
+        "prompt_slots": options.prompt_slots,
+    }
     settings = {name: value for name, value in wanted.items() if value}
     with ExitStack() as stack:
         url = stack.enter_context(slow_upstream(options.latency) if options.latency else rig.upstream(directory))
@@ -156,6 +160,7 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=50_000)
     parser.add_argument("--window", type=int, default=0, help="batch_window; 0: the default")
     parser.add_argument("--slots", type=int, default=0, help="dispatch_slots; 0: the default")
+    parser.add_argument("--prompt-slots", type=int, default=0, help="prompt_slots; 0: the default")
     parser.add_argument("--model", default="gpt-4")
     parser.add_argument("--prompt", action="store_true", help="send every line through a prompt manager")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds the upstream takes for a call")

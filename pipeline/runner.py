@@ -159,6 +159,7 @@ class StageRunner:
             elif delivery.end is End.LOST:
                 self._stream.forget(delivery)
         finally:
+            self._stream.finished(delivery)
             self._slots.give()
 
     def _known_end(self, delivery: HeldDelivery) -> Effect | None:

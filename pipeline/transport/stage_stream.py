@@ -43,6 +43,9 @@ GLANCE: Final = 0.05
 BATCH_GLANCE: Final = 0.01
 """Seconds a read waits for live jobs alone while batch jobs hold all they may: their slots come free at any moment."""
 
+QUICK_GLANCE: Final = 0.001
+"""Half of what the first such read waits; each further one waits twice as long as the one before."""
+
 MOVE_MOST: Final = 128
 UNREADABLE: Final = Job(id="", operation="", stages_left=(), deadline=0)
 """Stands for the job of an entry that does not decode."""
@@ -72,7 +75,7 @@ class StageStream:
         self._held: dict[tuple[str, str], HeldDelivery] = {}
         self._by_job: dict[str, HeldDelivery] = {}
         self._in_lane = dict.fromkeys(LANES, 0)
-        """How many are held, by lane."""
+        """How many have a slot, by lane."""
         self._renewed = 0.0
         """When the last renewal of all that was held began."""
         self._claim_at = 0.0
@@ -82,6 +85,7 @@ class StageStream:
         self._read_failed = False
         self._live_was_full = False
         self._live_was_empty = False
+        self._glance = QUICK_GLANCE
         self._backoff = Backoff()
 
     @property
@@ -101,10 +105,13 @@ class StageStream:
 
     def forget(self, delivery: HeldDelivery) -> None:
         """Let go of a delivery whose outcome was written, or that was released or lost."""
-        if self._held.pop((delivery.source.lane, delivery.source.entry), None) is not None:
-            self._in_lane[delivery.source.lane] -= 1
+        self._held.pop((delivery.source.lane, delivery.source.entry), None)
         if self._by_job.get(delivery.job.id) is delivery:
             del self._by_job[delivery.job.id]
+
+    def finished(self, delivery: HeldDelivery) -> None:
+        """Take note that a delivery has no slot any more; it is held until its outcome is written."""
+        self._in_lane[delivery.source.lane] -= 1
 
     def cancel(self, job_id: str) -> bool:
         """Cancel the work on a job, if it is here."""
@@ -177,7 +184,9 @@ class StageStream:
         batch_room = self._batch_cap - self._in_lane[BATCH]
         block = GLANCE if self._crowded else BLOCK  # a suspect may end at any moment, and others wait for its place
         if batch_room < 1:
-            return (LIVE,), room, BATCH_GLANCE
+            self._glance = min(2 * self._glance, BATCH_GLANCE)
+            return (LIVE,), room, self._glance
+        self._glance = QUICK_GLANCE
         if self._live_was_full:
             return (LIVE,), room, block
         if room > 1:

@@ -6,7 +6,7 @@ import anyio
 import pytest
 from fakes.configs import settings
 from fakes.deliveries import make_job
-from fakes.pipelines import Rival, ScriptedStage, quick, raw_link, running_worker, spec
+from fakes.pipelines import Rival, ScriptedStage, quick, raw_link, running_worker, spec, stage_stream
 from fakes.waiting import wait_until
 
 from pipeline.job import BATCH, LIVE
@@ -82,6 +82,20 @@ async def test_few_slots_serve_both_lanes(url: str, slots: int) -> None:
         async with running_worker(url, QUICK, spec("dispatch", dispatch, slots=slots)):
             await wait_until(lambda: len(dispatch.seen) == 6)
         assert await link.run(("EXISTS", keyspace.held_bytes("dispatch", BATCH))) == 0
+
+
+async def test_a_batch_job_whose_outcome_is_still_to_be_written_is_in_nobodys_way(url: str) -> None:
+    async with raw_link(url) as link, stage_stream(url, slots=2) as stream:
+        batch = Rival(link, "dispatch", BATCH)
+        await batch.add(_job(BATCH))
+        await batch.add(_job(BATCH))
+        await stream.prepare()
+        (first,) = await stream.fetch(2)
+        assert await stream.fetch(2) == []
+        stream.finished(first)
+        (second,) = await stream.fetch(2)
+        assert second.source.entry != first.source.entry
+        assert stream.size == 2
 
 
 async def _done() -> Done:
