@@ -49,7 +49,7 @@ def batch() -> None:
 
 @batch.command(short_help="Submit, watch and download in one; once more: go on.")
 @options.source
-@click.option("--output", "-o", type=click.Path(path_type=Path), required=True, metavar="FILE", help="The answers.")
+@click.option("--output", "-o", type=options.FILE, required=True, metavar="FILE", help="The answers.")
 @options.endpoint
 @click.option("--fresh", is_flag=True, help="Run every line, also those that have an answer in the output.")
 @options.as_json
@@ -64,7 +64,7 @@ def run(source: Path, output: Path, endpoint: str | None, fresh: bool, as_json: 
     """
     places = Places(output)
     endpoint = endpoint or inputs.endpoint_of(source)
-    places.check()
+    places.check(source)
     order = Order(source=source, places=places, place=options.place(), endpoint=endpoint, fresh=fresh, as_json=as_json)
     return Run(order).run()
 
@@ -129,7 +129,7 @@ def status(batch_id: str, as_json: bool) -> int:
 
 @batch.command(short_help="Download the answers and errors of a batch.")
 @options.batch_id
-@click.option("--output", "-o", type=click.Path(path_type=Path), metavar="FILE", help="Default: standard output.")
+@click.option("--output", "-o", type=options.FILE, metavar="FILE", help="Default: standard output.")
 @options.as_json
 @options.where
 def results(batch_id: str, output: Path | None, as_json: bool) -> int:

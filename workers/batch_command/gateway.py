@@ -19,7 +19,6 @@ from pipeline.stores.batch_progress import Progress
 from pipeline.stores.batches import TERMINAL
 
 _UNSAFE: Final = re.compile(r'[\x00-\x1f"\\\\]')
-_PIECE: Final = 2**18
 _BUSY: Final = (429, 500, 502, 503, 504)
 _TIMEOUT: Final = httpx2.Timeout(30.0, connect=5.0)
 
@@ -196,7 +195,7 @@ class Gateway:
             begun = start if answer.status_code == 206 else 0
             if begun != start:
                 raise GatewayAway("the gateway did not answer with the part of a file that was asked for")
-            yield start + int(answer.headers["content-length"]), answer.iter_bytes(_PIECE)
+            yield start + int(answer.headers["content-length"]), answer.iter_bytes()
 
     def _ask(self, method: str, path: str, **options: Any) -> bytes:
         with self._speaking():

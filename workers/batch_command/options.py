@@ -19,10 +19,12 @@ _PLACE: Final = (
     (("--url",), "URL", f"Where the gateway is; {URL_VARIABLE} names it as well. Default: the one that runs here."),
 )
 
+FILE: Final = click.Path(path_type=Path, dir_okay=False)
+
 as_json: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for other programs.")
 endpoint: Final = click.option("--endpoint", metavar="PATH", help="Endpoint of the lines; default: that of the first.")
 batch_id: Final = click.argument("batch_id", metavar="BATCH")
-source: Final = click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+source: Final = click.argument("source", metavar="INPUT", type=FILE)
 
 
 def where(function: Callable[..., Any]) -> Callable[..., Any]:

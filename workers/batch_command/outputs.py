@@ -28,9 +28,11 @@ class Places:
         self.errors = output.with_name(f"{output.stem}.errors{output.suffix}")
         self.state = output.with_name(f"{output.name}.promptmill")
 
-    def check(self) -> None:
-        """Raise ConfigurationError if nothing can be written there."""
-        if self.output.is_dir() or not os.access(self.output.parent, os.W_OK):
+    def check(self, source: Path) -> None:
+        """Raise ConfigurationError if nothing can be written there, or only in the place of the input."""
+        if self.output.exists() and self.output.samefile(source):
+            raise ConfigurationError(f"{self.output} is the input; choose another place with -o")
+        if not os.access(self.output.parent, os.W_OK):
             raise ConfigurationError(f"{self.output} cannot be written; choose another place with -o")
 
     def part(self, file_id: str) -> Path:

@@ -53,7 +53,11 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     def open(self) -> Gateway:
         """Return the gateway that runs. Raises ConfigurationError when nothing says where, and GatewayAway."""
         gateway = Gateway(self._finder(), self._key())
-        gateway.check()
+        try:
+            gateway.check()
+        except BaseException:
+            gateway.close()
+            raise
         return gateway
 
     def running(self) -> lockfile.Running | None:

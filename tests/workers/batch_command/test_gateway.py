@@ -1,0 +1,123 @@
+"""The command's side of HTTP: what a gateway answers, and what happens when it does not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fakes.upstream import CUT, Answer, Received, ScriptedUpstream, raw, reply, run_upstream_in_thread
+
+from pipeline.errors import ConfigurationError, NotFound
+from workers.batch_command import watching
+from workers.batch_command.gateway import Gateway, GatewayAway
+from workers.batch_command.outputs import fetch
+from workers.batch_command.screens import Lines
+from workers.batch_command.watching import watch
+
+BATCH = {"id": "batch_1", "endpoint": "/v1/x", "input_file_id": "file-1", "created_at": 1}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ScriptedUpstream]:
+    with run_upstream_in_thread() as running:
+        yield running
+
+
+@pytest.fixture
+def gateway(server: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
+    monkeypatch.setattr(watching, "PAUSE", 0.01)
+    server.requests.clear()
+    opened = Gateway(lambda: server.url, "sk-mine")
+    yield opened
+    opened.close()
+
+
+def refusal(status: int, message: str = "no") -> Answer:
+    return reply({"error": {"message": message, "hint": "do this", "code": "x", "type": "y", "param": None}}, status)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "words"),
+    [
+        (refusal(401), ConfigurationError, "does not take the key"),
+        (refusal(400, "bad endpoint"), ConfigurationError, "bad endpoint"),
+        (refusal(404), NotFound, "no"),
+        (refusal(503), GatewayAway, "cannot serve now"),
+        (reply(b"<html>", 418), ConfigurationError, "not as promptmill does"),
+        (raw(CUT), GatewayAway, "cannot be reached"),
+    ],
+)
+def test_what_a_gateway_refuses_is_told_in_words(
+    server: ScriptedUpstream, gateway: Gateway, answer: Answer, error: type[Exception], words: str
+) -> None:
+    server.script(answer)
+    with pytest.raises(error, match=words) as raised:
+        gateway.check()
+    assert "sk-mine" not in str(raised.value)
+
+
+def test_the_key_and_no_other_is_sent(server: ScriptedUpstream, gateway: Gateway) -> None:
+    server.script(reply({"data": []}))
+    gateway.check()
+    assert server.requests[0].path == "/v1/batches?limit=1"
+    assert server.requests[0].headers["authorization"] == "Bearer sk-mine"
+
+
+def test_an_upload_says_how_long_it_is_and_keeps_its_name_in_its_place(
+    server: ScriptedUpstream, gateway: Gateway
+) -> None:
+    server.script(reply({"id": "file-1"}))
+    assert gateway.upload('a"\r\nb.jsonl', 6, iter([b"abc", b"def"])) == "file-1"
+    (request,) = server.requests
+    assert "transfer-encoding" not in request.headers
+    assert b'filename="a___b.jsonl"\r\n\r\nabcdef\r\n--' in request.body
+
+
+def test_watching_goes_on_when_the_gateway_is_back(
+    server: ScriptedUpstream, gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.script(raw(CUT), refusal(503), reply({**BATCH, "status": "completed"}))
+    assert watch(gateway, "batch_1", Lines("in")).ended
+    said = capsys.readouterr().err.splitlines()
+    assert "cannot be reached" in said[0]
+    assert said[1] == "the gateway is back"
+
+
+def test_a_gateway_that_moves_is_followed(server: ScriptedUpstream) -> None:
+    urls = iter(["http://127.0.0.1:9", server.url])
+    gateway = Gateway(lambda: next(urls), "any")
+    with pytest.raises(GatewayAway, match=r"127\.0\.0\.1:9"):
+        gateway.check()
+    server.script(reply({"data": []}))
+    gateway.check()
+    gateway.close()
+
+
+def test_a_download_that_was_cut_goes_on_where_it_was(
+    server: ScriptedUpstream, gateway: Gateway, tmp_path: Path
+) -> None:
+    contents = json.dumps({"custom_id": "a", "text": "x" * 100_000}).encode() + b"\n"
+
+    def rest(received: Received) -> Answer:
+        start = int(received.headers["range"].removeprefix("bytes=").removesuffix("-"))
+        return reply(contents[start:], 206)
+
+    server.script(
+        raw(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(contents), contents[:60_000], 0.2, CUT), rest
+    )
+    fetch(gateway, "file-12345678", tmp_path / "out", Lines("out"))
+    assert (tmp_path / "out").read_bytes() == contents
+    assert 0 < int(server.requests[1].headers["range"][6:-1]) <= 60_000
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (tmp_path / "out2.12345678.part").write_bytes(contents)
+    server.script(refusal(416))
+    fetch(gateway, "file-12345678", tmp_path / "out2", Lines("out"))
+    assert (tmp_path / "out2").read_bytes() == contents
+
+
+def test_an_answer_with_another_part_of_a_file_is_not_taken(server: ScriptedUpstream, gateway: Gateway) -> None:
+    server.script(reply(b"all of it", 200))
+    with pytest.raises(GatewayAway, match="part of a file"), gateway.content("file-1", 3):
+        pass
