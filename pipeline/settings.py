@@ -173,6 +173,8 @@ class BatchSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Lines of all its batches that one feed process has under way; raise it for slow providers with much capacity."""
     batch_line_timeout: float = 600.0
     """How long one try of a line may take; raise it for long reasoning models."""
+    batch_retention: float = 30 * 86400.0
+    """How long a batch that has ended is known; lower it if there are very many."""
     batch_limits: str | None = None
     """`openai`: the limits below that are not given are those of OpenAI."""
     max_batch_lines: int = 1_000_000

@@ -12,7 +12,7 @@ from ingress.endpoints.files import EXPIRY
 from ingress.exchange import Exchange, route
 from pipeline.errors import InvalidRequest
 from pipeline.intake import BATCHED
-from pipeline.stores.batches import BatchState, Record, Usage
+from pipeline.stores.batch_records import BatchState, Record, Usage
 from pipeline.stores.files import Viewer
 
 WINDOW: Final = "24h"

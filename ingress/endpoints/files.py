@@ -12,7 +12,7 @@ from ingress.multipart import Form
 from ingress.transfer import receive, send, transfer, wanted_range
 from ingress.validate import UploadCheck, validation
 from pipeline import metrics
-from pipeline.errors import BodyTooLarge, InvalidBatchFile, InvalidRequest, RangeNotSatisfiable
+from pipeline.errors import BodyTooLarge, FileInUse, InvalidBatchFile, InvalidRequest, RangeNotSatisfiable
 from pipeline.stores.blobs import Blob
 from pipeline.stores.files import FileRecord, Listing, Upload, Viewer, Wanted
 from pipeline.stores.verified import Verified
@@ -89,9 +89,12 @@ async def get_file(exchange: Exchange) -> None:
 
 
 async def delete_file(exchange: Exchange) -> None:
-    """Delete a file. Raises NoSuchFile."""
-    file_id = exchange.scope["path_params"]["id"]
-    await exchange.edge.files.delete(file_id, _viewer(exchange))
+    """Delete a file. Raises NoSuchFile, and FileInUse while an unfinished batch needs it."""
+    edge, file_id = exchange.edge, exchange.scope["path_params"]["id"]
+    record = await edge.files.get(file_id, _viewer(exchange))
+    if record.file.purpose == "batch" and (batch := (await edge.batches.inputs()).get(file_id)):
+        raise FileInUse(f"{batch} needs the file and has not ended", hint="cancel it, or wait for its end", param="id")
+    await edge.files.delete(file_id, _viewer(exchange))
     await exchange.respond_json({"id": file_id, "object": "file", "deleted": True})
 
 

@@ -11,7 +11,7 @@ PipelineError
 │  ├─ MethodNotAllowed     405   ├─ RequestTimeout   408   ├─ BodyTooLarge   413
 │  ├─ EncodingNotSupported 415   ├─ BacklogFull      429   ├─ MasterKeyNeeded 403
 │  ├─ NoSuchFile           404   ├─ QuotaExceeded    403   ├─ RangeNotSatisfiable 416
-│  └─ InvalidBatchFile     400   └─ TooManyBatches   429
+│  ├─ InvalidBatchFile     400   ├─ TooManyBatches   429   └─ FileInUse        409
 ├─ PromptManagerError      502, no retry by the client: it would only call the manager again
 │  ├─ PromptTimeout        504   ├─ PromptModelUnknown 502 └─ PromptWorkerLost 502 (the hook killed its process)
 ├─ UpstreamError           the router may go elsewhere
@@ -64,6 +64,7 @@ from pipeline.errors.requests import (
     BacklogFull,
     BodyTooLarge,
     EncodingNotSupported,
+    FileInUse,
     InvalidBatchFile,
     InvalidRequest,
     MasterKeyNeeded,
@@ -102,6 +103,7 @@ __all__ = [
     "DeadlineExceeded",
     "EncodingNotSupported",
     "FileDamaged",
+    "FileInUse",
     "InternalError",
     "InvalidBatchFile",
     "InvalidRequest",

@@ -107,6 +107,13 @@ class BodyTooLarge(RequestError):
     code = "request_too_large"
 
 
+class FileInUse(RequestError):
+    """The file is the input of a batch that has not ended."""
+
+    status = 409
+    code = "file_in_use"
+
+
 class RangeNotSatisfiable(RequestError):
     """The part of a file that was asked for does not exist, or is more than one."""
 

@@ -1,115 +1,49 @@
-"""Batches as files: what was asked for, who works on it, and how far it is; each file has one writer."""
+"""Batches as files: each file has one writer, and of a batch that has ended one file stays."""
 
 from __future__ import annotations
 
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from operator import attrgetter
-from typing import Final
+from typing import Final, NamedTuple
 
-import msgspec
-
+from pipeline import logs
 from pipeline.errors import NotFound
-from pipeline.stores.batch_lines import LineError
-from pipeline.stores.batch_progress import Progress
+from pipeline.stores.batch_records import (
+    BatchRequest,
+    BatchState,
+    Record,
+    decode_record,
+    decode_request,
+    decode_state,
+    encode,
+)
 from pipeline.stores.blobs import Blobs
-from pipeline.stores.files import Viewer, new_file_id
+from pipeline.stores.files import ABANDONED, Viewer, new_file_id
 
 WINDOW: Final = 24 * 3600
 """Seconds a batch has: OpenAI's only `completion_window`."""
 
-TERMINAL: Final = frozenset(["completed", "failed", "expired", "cancelled"])
+ENDED: Final = "ended"
+"""Where the batches are that have ended."""
+
+REQUEST: Final = "-request"
+"""What the name of a batch's first file ends with, which is removed first when it is put away."""
 
 _ID: Final = re.compile(r"batch_[0-9a-f]{32}", re.ASCII)
-_KEPT: Final = re.compile(r"(batch_[0-9a-f]{32})-(request|cancel|claim|record)(?:-(\d{1,9}))?", re.ASCII)
+_KEPT: Final = re.compile(r"(batch_[0-9a-f]{32})-(?:request|cancel|(?:claim|record)-\d{1,9})", re.ASCII)
+
+log = logs.logger("batches")
 
 
-class BatchRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client asked for. The ingress writes it once; the results' file ids are chosen with it."""
+class Heading(NamedTuple):
+    """What a list of batches is made of."""
 
+    created: float
     id: str
     owner: str
-    """Name of the key that made it; empty on a gateway without keys."""
-    allowed_models: tuple[str, ...] = ()
-    """Model names or wildcards the key may use; empty: all."""
-    endpoint: str
-    input_file_id: str
-    output_file_id: str
-    error_file_id: str
-    created: float
-    """Seconds since 1970."""
-    expires: float
-    metadata: dict[str, str] | None = None
-    output_expires_after: int | None = None
-    """Seconds the output files are kept; None: for ever."""
-
-    @property
-    def hex(self) -> str:
-        """The id without its prefix."""
-        return self.id.removeprefix("batch_")
-
-
-class Usage(msgspec.Struct, kw_only=True):
-    """Tokens, as providers counted them."""
-
-    input_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    reasoning_tokens: int = 0
-
-    def add(self, other: Usage) -> None:
-        """Count another's tokens as well."""
-        self.input_tokens += other.input_tokens
-        self.cached_tokens += other.cached_tokens
-        self.output_tokens += other.output_tokens
-        self.reasoning_tokens += other.reasoning_tokens
-
-
-class Part(msgspec.Struct, frozen=True, array_like=True):
-    """What one owner wrote, as far as it counts: bytes of its results and of its errors."""
-
-    owner: int
-    results: int
-    errors: int
-
-
-class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A batch as its owner knows it. Only the highest-numbered owner's counts, and a terminal one is the last."""
-
-    owner: int
-    status: str = "validating"
-    fed: int = 0
-    """Highest number of a line that may have been handed to the pipeline."""
-    parts: tuple[Part, ...] = ()
-    """What earlier owners wrote, as this one found it; what they write later counts for nothing."""
-    total: int = 0
-    completed: int = 0
-    failed: int = 0
-    usage: Usage | None = None
-    errors: tuple[LineError, ...] = ()
-    output_file_id: str | None = None
-    error_file_id: str | None = None
-    times: Mapping[str, int] = {}
-    """When a status was reached: `in_progress_at` and the like."""
-    progress: Progress = Progress()
-
-    @property
-    def terminal(self) -> bool:
-        """Whether nothing changes any more."""
-        return self.status in TERMINAL
-
-
-class BatchState(msgspec.Struct, frozen=True, kw_only=True):
-    """A batch as its files say it is."""
-
-    request: BatchRequest
-    record: Record = Record(owner=0)
-    claims: int = 0
-    """How many owners it has had."""
-    cancelled: int | None = None
-    """When its client cancelled it, in seconds since 1970."""
 
 
 class BatchStore:
@@ -117,10 +51,12 @@ class BatchStore:
 
     def __init__(self, blobs: Blobs, now: Callable[[], float] = time.time) -> None:
         self.blobs = blobs
+        self._ended = blobs.below(ENDED)
         self._now = now
-        self._requests: dict[str, BatchRequest] = {}
-        """They do not change, so each is read once."""
-        self._ended: set[str] = set()
+        self._headings: dict[str, Heading] = {}
+        """Of batches that have ended: they do not change, so each is read once."""
+        self._seen: dict[str, tuple[int, int]] = {}
+        """Claims and highest record of unfinished batches, as found the last time: they only grow."""
 
     async def create(
         self,
@@ -148,60 +84,68 @@ class BatchStore:
             metadata=metadata,
             output_expires_after=output_expires_after,
         )
-        await self.blobs.create(f"{request.id}-request", _encode(request))
+        await self.blobs.create(f"{request.id}{REQUEST}", encode(request))
         return BatchState(request=request)
 
     async def get(self, batch_id: str, viewer: Viewer) -> BatchState:
         """Return a batch. Raises NotFound, in the same words for every reason."""
         if _ID.fullmatch(batch_id):
-            # Read anew each time: or what is another's would be refused sooner than what does not exist.
-            for data in (await self.blobs.fetch([f"{batch_id}-request"])).values():
-                request = _decode_request(data)
-                if viewer in (None, request.owner):
-                    return (await self.states([request]))[0]
+            # Both are read in any case, and anew: or what is another's would be refused sooner than what does not exist.
+            live, ended = await self.blobs.fetch([f"{batch_id}{REQUEST}"]), await self._ended.fetch([batch_id])
+            requests = [*map(decode_request, live.values()), *(decode_state(data).request for data in ended.values())]
+            if any(viewer in (None, request.owner) for request in requests):
+                for state in await self.states([batch_id]):
+                    return state
         raise no_such_batch()
 
     async def page(self, viewer: Viewer, after: str | None, limit: int) -> tuple[list[BatchState], bool]:
         """Return a page of batches, newest first, and whether more follow. Raises NotFound for an unknown id."""
-        found = [r for r in (await self._all()).values() if viewer in (None, r.owner)]
-        found.sort(key=attrgetter("created", "id"), reverse=True)
+        found = sorted((h for h in await self._all() if viewer in (None, h.owner)), reverse=True)
         begin = 0
         if after is not None:
-            begin = next((n for n, r in enumerate(found, 1) if r.id == after), 0)
+            begin = next((n for n, heading in enumerate(found, 1) if heading.id == after), 0)
             if not begin:
                 raise no_such_batch()
-        return await self.states(found[begin : begin + limit]), len(found) > begin + limit
+        states = await self.states([heading.id for heading in found[begin : begin + limit]])
+        return states, len(found) > begin + limit
 
     async def cancel(self, state: BatchState) -> BatchState:
         """Ask for the end of a batch, once; a terminal one stays as it is. Raises StorageFull."""
-        if not state.record.terminal:
-            await self.blobs.create(f"{state.request.id}-cancel", str(int(self._now())).encode())
-        return (await self.states([state.request]))[0]
+        if state.record.terminal:
+            return state
+        await self.blobs.create(f"{state.request.id}-cancel", str(int(self._now())).encode())
+        return next(iter(await self.states([state.request.id])), state)
 
     async def cancelled(self, batch_id: str) -> int | None:
         """Return when a batch was cancelled, in seconds since 1970."""
         said = await self.blobs.fetch([f"{batch_id}-cancel"])
         return next((int(data) for data in said.values()), None)
 
-    async def unfinished(self) -> list[BatchState]:
-        """Return every batch that is not terminal, oldest first."""
-        requests = [request for name, request in (await self._all()).items() if name not in self._ended]
-        states = await self.states(sorted(requests, key=attrgetter("created", "id")))
-        self._ended |= {state.request.id for state in states if state.record.terminal}
-        return [state for state in states if not state.record.terminal]
+    async def live(self) -> list[BatchState]:
+        """Return every batch that was not put away, oldest first: those at work, and maybe some that have ended."""
+        states = await self._live(await self._live_names())
+        self._seen = {name: seen for name, seen in self._seen.items() if name in states}
+        return sorted(states.values(), key=attrgetter("request.created", "request.id"))
 
-    async def made_by(self, owner: str) -> list[BatchRequest]:
-        """Return what a key has asked for."""
-        return [request for request in (await self._all()).values() if request.owner == owner]
+    async def reread(self, state: BatchState) -> BatchState | None:
+        """Return a batch as it is now, unless it was put away."""
+        return (await self._live([state.request.id])).get(state.request.id)
 
-    async def are_open(self, requests: Iterable[BatchRequest], count: int) -> bool:
-        """Whether at least `count` of these batches are not terminal."""
-        asked = [request for request in requests if request.id not in self._ended]
-        if len(asked) < count:
+    async def inputs(self) -> dict[str, str]:
+        """Return the input files of unfinished batches, each with the id of a batch that needs it."""
+        return {s.request.input_file_id: s.request.id for s in await self.live() if not s.record.terminal}
+
+    async def made(self, owner: str, since: float) -> list[float]:
+        """Return when a key made the batches it has made `since` then, in seconds since 1970."""
+        return sorted(h.created for h in await self._all() if h.owner == owner and h.created > since)
+
+    async def has_open(self, owner: str, count: int) -> bool:
+        """Whether at least `count` batches of a key are not terminal."""
+        names = await self._live_names()
+        if len(names) < count:
             return False
-        states = await self.states(asked)
-        self._ended |= {state.request.id for state in states if state.record.terminal}
-        return sum(not state.record.terminal for state in states) >= count
+        states = (await self._live(names)).values()
+        return sum(state.request.owner == owner and not state.record.terminal for state in states) >= count
 
     async def claim(self, state: BatchState) -> int:
         """Become the next owner of a batch and return its number; 0 if somebody else did. Raises StorageFull."""
@@ -210,53 +154,83 @@ class BatchStore:
         return number if made else 0
 
     async def superseded(self, batch_id: str, owner: int) -> bool:
-        """Whether a batch has a later owner: this one must not write for it any more."""
-        return bool(await self.blobs.fetch([f"{batch_id}-claim-{owner + 1}"]))
+        """Whether this owner must not write for a batch any more: it has a later one, or has been put away."""
+        request, later = f"{batch_id}{REQUEST}", f"{batch_id}-claim-{owner + 1}"
+        found = await self.blobs.fetch([later, request])
+        return later in found or request not in found
 
     async def save(self, batch_id: str, record: Record) -> None:
         """Write an owner's record, all of it or nothing. Raises StorageFull."""
-        await self.blobs.replace(f"{batch_id}-record-{record.owner}", _encode(record))
+        await self.blobs.replace(f"{batch_id}-record-{record.owner}", encode(record))
 
-    async def states(self, requests: Iterable[BatchRequest]) -> list[BatchState]:
-        """Return the batches of `requests` as they are now."""
-        wanted = {request.id: request for request in requests}
-        claims, records, cancels = dict.fromkeys(wanted, 0), dict.fromkeys(wanted, 0), []
-        prefix = next(iter(wanted), "") if len(wanted) < 2 else ""
-        for name in await self.blobs.names(prefix):
-            found = _KEPT.fullmatch(name)
-            if found is None or found[1] not in wanted:
+    async def put_away(self, state: BatchState) -> None:
+        """Keep one file of a batch that has ended, instead of several; whoever finds it may do it, also again."""
+        batch = state.request.id
+        await self._ended.replace(batch, encode(state))
+        await self.blobs.delete(f"{batch}{REQUEST}")  # first, so that who finds it last has read what is whole
+        for kind in ("claim", "record"):
+            for number in range(1, state.claims + 1):
+                await self.blobs.delete(f"{batch}-{kind}-{number}")
+        await self.blobs.delete(f"{batch}-cancel")
+
+    async def sweep(self, retention: float) -> None:
+        """Remove batches that ended over `retention` seconds ago, and what was left of others. Raises StorageFull."""
+        for name in await self._ended.names(idle=retention):
+            await self._ended.delete(name)
+        idle = await self.blobs.names(idle=ABANDONED)
+        there = set(await self.blobs.names())
+        for name in idle:
+            match = _KEPT.fullmatch(name)
+            if match is not None and f"{match[1]}{REQUEST}" not in there:
+                await self.blobs.delete(name)
+        await self.blobs.sweep(idle=ABANDONED)
+        await self._ended.sweep(idle=ABANDONED)
+
+    async def states(self, ids: Iterable[str]) -> list[BatchState]:
+        """Return the batches among `ids` that there are, as they are now."""
+        wanted = list(ids)
+        found = await self._live(wanted)
+        away = await self._ended.fetch(name for name in wanted if name not in found)
+        found |= {name: decode_state(data) for name, data in away.items()}
+        return [found[name] for name in wanted if name in found]
+
+    async def _live(self, ids: list[str]) -> dict[str, BatchState]:
+        """Return those that were not put away. They are not listed for it: with objects that takes long, and costs."""
+        said: dict[str, bytes] = {}
+        seen = {name: self._seen.get(name, (0, 0)) for name in ids}
+        growing = ids
+        while growing:
+            names = [file for name in growing for file in _next_files(name, *seen[name])]
+            found = await self.blobs.fetch(names)
+            said |= found
+            growing = [name for name in growing if f"{name}-claim-{seen[name][0] + 1}" in found]
+            seen |= {name: (seen[name][0] + 1, seen[name][1]) for name in growing}
+        requests = await self.blobs.fetch(f"{name}{REQUEST}" for name in ids)
+        states = {}
+        for name in ids:
+            if (request := requests.get(f"{name}{REQUEST}")) is None:
                 continue
-            if found[2] == "cancel":
-                cancels.append(name)
-            elif found[3] and found[2] in ("claim", "record"):
-                highest = claims if found[2] == "claim" else records
-                highest[found[1]] = max(highest[found[1]], int(found[3]))
-        written = [f"{batch}-record-{number}" for batch, number in records.items() if number]
-        said = await self.blobs.fetch([*written, *cancels])
-        found_states = []
-        for name, request in wanted.items():
-            record, cancel = said.get(f"{name}-record-{records[name]}"), said.get(f"{name}-cancel")
-            found_states.append(
-                BatchState(
-                    request=request,
-                    record=_decode_record(record) if record else Record(owner=0),
-                    claims=claims[name],
-                    cancelled=int(cancel) if cancel else None,
+            claims, recorded = seen[name]
+            recorded = max((n for n in range(recorded, claims + 1) if f"{name}-record-{n}" in said), default=0)
+            self._seen[name] = claims, recorded
+            try:
+                states[name] = _state(
+                    request, claims, said.get(f"{name}-record-{recorded}"), said.get(f"{name}-cancel")
                 )
-            )
-        return found_states
+            except ValueError as error:  # a broken disk, or somebody's hand: the other batches go on
+                log.error("batch unreadable", batch=name, error=str(error))
+        return states
 
-    async def _all(self) -> dict[str, BatchRequest]:
-        found = (_KEPT.fullmatch(name) for name in await self.blobs.names())
-        there = [match[1] for match in found if match is not None and match[2] == "request"]
-        return await self._read_requests(there)
+    async def _live_names(self) -> list[str]:
+        return [name.removesuffix(REQUEST) for name in await self.blobs.names() if name.endswith(REQUEST)]
 
-    async def _read_requests(self, ids: list[str]) -> dict[str, BatchRequest]:
-        missing = [f"{name}-request" for name in ids if name not in self._requests]
-        for data in (await self.blobs.fetch(missing)).values():
-            request = _decode_request(data)
-            self._requests[request.id] = request
-        return {name: self._requests[name] for name in ids if name in self._requests}
+    async def _all(self) -> list[Heading]:
+        there = await self._ended.names()
+        for name, data in (await self._ended.fetch(n for n in there if n not in self._headings)).items():
+            self._headings[name] = _heading(decode_state(data))
+        self._headings = {name: self._headings[name] for name in there if name in self._headings}
+        live = {state.request.id: _heading(state) for state in await self.live()}
+        return list((self._headings | live).values())
 
 
 def no_such_batch() -> NotFound:
@@ -264,6 +238,22 @@ def no_such_batch() -> NotFound:
     return NotFound("there is no such batch; `GET /v1/batches` lists those of your key", param="id")
 
 
-_encode: Final = msgspec.json.Encoder().encode
-_decode_request: Final = msgspec.json.Decoder(BatchRequest).decode
-_decode_record: Final = msgspec.json.Decoder(Record).decode
+def _next_files(name: str, claims: int, recorded: int) -> Iterable[str]:
+    """Return the files that say what has become of a batch since it had these."""
+    yield f"{name}-claim-{claims + 1}"
+    yield f"{name}-cancel"
+    for number in range(max(1, recorded), claims + 1):
+        yield f"{name}-record-{number}"
+
+
+def _state(request: bytes, claims: int, record: bytes | None, cancelled: bytes | None) -> BatchState:
+    return BatchState(
+        request=decode_request(request),
+        record=decode_record(record) if record else Record(owner=0),
+        claims=claims,
+        cancelled=int(cancelled) if cancelled else None,
+    )
+
+
+def _heading(state: BatchState) -> Heading:
+    return Heading(state.request.created, state.request.id, state.request.owner)

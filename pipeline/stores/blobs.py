@@ -64,6 +64,12 @@ class Blobs(Protocol):
     Any of them may raise StorageUnavailable where blobs are not on this machine.
     """
 
+    look_every: float
+    """Seconds between two listings that only see whether there is something new."""
+
+    def below(self, name: str) -> Blobs:
+        """Return blobs beside these, which are not listed with them."""
+
     def write(self, name: str, size: int = 0) -> AbstractAsyncContextManager[BlobWriter]:
         """Begin a new blob of `size` bytes, as far as is known. Raises StorageFull."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from operator import attrgetter
 from typing import Final, NamedTuple
@@ -19,7 +19,7 @@ from pipeline.settings import FileSettings
 from pipeline.stores.blobs import Blob, Blobs, BlobWriter, Written, no_such_file
 
 BATCH_EXPIRY: Final = 30 * 86400
-"""Seconds after which a file of purpose `batch` expires if its client did not say; OpenAI's default."""
+"""Seconds after which a batch's input or output expires if its client did not say; OpenAI's default."""
 
 ABANDONED: Final = 3600.0
 """Seconds without a write after which a part, or contents without a record, belong to nobody."""
@@ -133,6 +133,12 @@ class FileStore:
                     return record
         raise no_such_file()
 
+    async def input(self, file_id: str) -> FileRecord:
+        """Return the record of a batch's input, even if it has expired meanwhile. Raises NoSuchFile."""
+        for record in (await self._read([file_id + RECORD])).values():
+            return record
+        raise no_such_file()
+
     def open(self, record: FileRecord) -> AbstractAsyncContextManager[Blob]:
         """Open a file's contents; they stay readable if it is deleted meanwhile. Raises NoSuchFile."""
         return self.blobs.open(record.file.id)
@@ -155,20 +161,26 @@ class FileStore:
         if not await self._remove(file_id):
             raise no_such_file()  # somebody else was faster
 
-    async def maintain(self) -> None:
-        """Sweep now and then, for as long as the process lives."""
+    async def maintain(self, in_use: Callable[[], Awaitable[Collection[str]]]) -> None:
+        """Sweep now and then, for as long as the process lives; see `sweep`."""
         while True:
             await anyio.sleep(SWEEP_EVERY)
             try:
-                await self.sweep()
+                await self.sweep(in_use)
             except Exception as error:  # a maintenance loop goes on, whatever the disk says today
                 log.warning("files not swept", exc_info=error)
 
-    async def sweep(self) -> None:
-        """Delete what has expired, and what writers left that died. Raises StorageFull on a read-only disk."""
-        for record in await self._records():
-            if self._has_expired(record):
-                await self._remove(record.file.id)
+    async def sweep(self, in_use: Callable[[], Awaitable[Collection[str]]] | None = None) -> None:
+        """
+        Delete what has expired and is not `in_use`, and what writers left that died.
+
+        Raises StorageFull on a read-only disk.
+        """
+        expired = [record.file.id for record in await self._records() if self._has_expired(record)]
+        kept = await in_use() if expired and in_use is not None else ()
+        for name in expired:
+            if name not in kept:
+                await self._remove(name)
         idle = await self.blobs.names(idle=ABANDONED)
         there = set(await self.blobs.names())
         for name in idle:
@@ -209,7 +221,7 @@ class FileStore:
     def _record(self, name: str, owner: str, wanted: Wanted, written: Written) -> FileRecord:
         now = self._now()
         seconds = wanted.expires_after
-        if seconds is None and wanted.purpose == "batch":
+        if seconds is None and wanted.purpose in ("batch", "batch_output"):
             seconds = BATCH_EXPIRY
         file = FileObject(
             id=name,

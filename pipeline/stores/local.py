@@ -27,9 +27,15 @@ T = TypeVar("T")
 class LocalBlobs:
     """One file for each blob. `keep_free`: bytes of the disk that are left to others."""
 
+    look_every = 0.5
+
     def __init__(self, root: Path, *, keep_free: int = 0) -> None:
         self._root = root
         self._keep_free = keep_free
+
+    def below(self, name: str) -> LocalBlobs:
+        """Return those of a directory in this one."""
+        return LocalBlobs(self._path(name), keep_free=self._keep_free)
 
     @asynccontextmanager
     async def write(self, name: str, size: int = 0) -> AsyncIterator[BlobWriter]:
@@ -171,7 +177,7 @@ class LocalBlobs:
             return
         with entries:
             for entry in entries:
-                if wanted(entry.name) and (not idle or _changed(entry) < latest):
+                if wanted(entry.name) and entry.is_file() and (not idle or _changed(entry) < latest):
                     yield entry.name
 
     def _delete(self, name: str) -> bool:

@@ -39,9 +39,15 @@ ABORT: Final = 10.0
 class ObjectBlobs:
     """One object for each blob below `root`; a growing one is a run of objects, for objects cannot be appended to."""
 
+    look_every = 2.0
+
     def __init__(self, store: ObjectStore, root: str) -> None:
         self._store = store
         self._root = root
+
+    def below(self, name: str) -> ObjectBlobs:
+        """Return those below another root: what is below this one is listed with it."""
+        return ObjectBlobs(self._store, f"{self._root}.{checked(name)}")
 
     @asynccontextmanager
     async def write(self, name: str, size: int = 0) -> AsyncIterator[BlobWriter]:

@@ -16,7 +16,8 @@ from pipeline.catalog import Catalog
 from pipeline.runner import Stop
 from pipeline.settings import Settings
 from pipeline.stage import Delivery, Done, Outcome
-from pipeline.stores.batches import BatchState, BatchStore
+from pipeline.stores.batch_records import BatchState
+from pipeline.stores.batches import BatchStore
 from pipeline.stores.files import FileStore, Wanted
 from pipeline.stores.places import Places, open_places
 from pipeline.transport.feeding import FeedTransport

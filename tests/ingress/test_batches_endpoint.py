@@ -15,7 +15,8 @@ from fakes.transport import FakeTransport
 from fakes.uploads import OTHER, file_settings, put
 
 from pipeline.stores.batch_lines import LineError
-from pipeline.stores.batches import BatchStore, Record
+from pipeline.stores.batch_records import Record
+from pipeline.stores.batches import BatchStore
 from pipeline.stores.local import LocalBlobs
 
 pytestmark = pytest.mark.anyio
@@ -151,3 +152,18 @@ async def test_what_is_another_keys_is_not_there(tmp_path: Path) -> None:
         async with calling(FakeTransport(), settings, MASTER) as master:
             assert [b["id"] for b in (await master.get("/v1/batches")).json()["data"]] == [batch["id"]]
         assert (await team.get(f"/v1/batches/{batch['id']}")).json()["status"] == "validating"
+
+
+async def test_the_input_of_an_unfinished_batch_cannot_be_deleted(tmp_path: Path) -> None:
+    settings = file_settings(tmp_path)
+    async with calling(FakeTransport(), settings, TEAM) as team, calling(FakeTransport(), settings, OTHER) as other:
+        batch = await create(team)
+        path = f"/v1/files/{batch['input_file_id']}"
+        refused = await team.delete(path)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "file_in_use")
+        assert batch["id"] in refused.json()["error"]["message"]
+        assert (await other.delete(path)).status_code == 404
+        store = BatchStore(LocalBlobs(tmp_path / "batches"))
+        state = await store.get(batch["id"], None)
+        await store.save(batch["id"], Record(owner=await store.claim(state), status="completed"))
+        assert (await team.delete(path)).json()["deleted"] is True

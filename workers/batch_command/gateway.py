@@ -16,7 +16,7 @@ from pipeline.errors import ConfigurationError, NotFound, PipelineError, Transpo
 from pipeline.exposure import is_loopback
 from pipeline.stores.batch_lines import LineError
 from pipeline.stores.batch_progress import Progress
-from pipeline.stores.batches import TERMINAL
+from pipeline.stores.batch_records import TERMINAL
 
 _UNSAFE: Final = re.compile(r'[\x00-\x1f"\\\\]')
 _BUSY: Final = (429, 500, 502, 503, 504)

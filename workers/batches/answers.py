@@ -21,7 +21,7 @@ from pipeline.errors import (
     UpstreamUnavailable,
 )
 from pipeline.job import ErrorFields, Facts, Reply, encode_json
-from pipeline.stores.batches import Usage
+from pipeline.stores.batch_records import Usage
 
 PASSING: Final = frozenset(
     error.code

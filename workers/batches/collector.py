@@ -10,7 +10,7 @@ import anyio
 from pipeline import logs
 from pipeline.errors import ModelDisabled, PromptManagerError, TransportError, UpstreamAuthFailed
 from pipeline.job import ErrorFields, Reply
-from pipeline.stores.batches import BatchRequest
+from pipeline.stores.batch_records import BatchRequest
 from pipeline.transport.connection import Backoff
 from pipeline.transport.deadletters import runs_again
 from pipeline.transport.feeding import READ_COUNT, Arrived, LineStream

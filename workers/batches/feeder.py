@@ -11,7 +11,7 @@ from pipeline import failpoints
 from pipeline.errors import DeadlineExceeded
 from pipeline.job import ErrorFields, Job
 from pipeline.stores.batch_lines import LineError
-from pipeline.stores.batches import BatchRequest
+from pipeline.stores.batch_records import BatchRequest
 from pipeline.stores.lines import Line
 from pipeline.transport.feeding import FeedTransport
 from workers.batches import answers

@@ -9,12 +9,10 @@ import anyio
 
 from pipeline import logs
 from pipeline.errors import StorageFull, StorageUnavailable, TransportError
-from pipeline.stores.batches import BatchState
+from pipeline.stores.batch_records import BatchState
+from pipeline.stores.files import SWEEP_EVERY
 from workers.batches.ledger import Superseded
-from workers.batches.run import BatchRun, Desk
-
-LOOK_EVERY: Final = 0.5
-"""Seconds between two looks for batches that nobody owns."""
+from workers.batches.run import BatchRun, Desk, put_away
 
 MOST_OWNED: Final = 64
 """Batches one process has in hand: each has a connection and a few open files."""
@@ -39,10 +37,12 @@ class Keeper:
 
     async def run(self) -> None:
         """Take up batches for ever; who cancels this ends their work, which then goes on elsewhere."""
+        store = self._desk.store
         async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._sweep)
             while True:
                 try:
-                    for state in await self._desk.store.unfinished():
+                    for state in await store.live():
                         if len(self._owned) < MOST_OWNED and await self._take(state):
                             tasks.start_soon(self._own, state)
                 except TransportError as error:
@@ -51,7 +51,15 @@ class Keeper:
                     log.warning("batches cannot be read", error=error.message)
                 except OSError as error:
                     log.error("batches cannot be read", error=type(error).__name__)
-                await anyio.sleep(LOOK_EVERY)
+                await anyio.sleep(store.blobs.look_every)
+
+    async def _sweep(self) -> None:
+        while True:
+            try:
+                await self._desk.store.sweep(self._desk.settings.batches.batch_retention)
+            except (StorageFull, StorageUnavailable, OSError) as error:
+                log.warning("batches not swept", error=type(error).__name__)
+            await anyio.sleep(SWEEP_EVERY)
 
     async def _take(self, state: BatchState) -> bool:
         """Take the lease of a batch that nobody has. Raises TransportUnavailable."""
@@ -66,8 +74,10 @@ class Keeper:
     async def _own(self, state: BatchState) -> None:
         name = state.request.id
         try:
-            (now,) = await self._desk.store.states([state.request])  # its last owner may have ended it meanwhile
-            if not now.record.terminal and (number := await self._desk.store.claim(now)):
+            now = await self._desk.store.reread(state)  # its last owner may have ended it meanwhile
+            if now is not None and now.record.terminal:
+                await put_away(self._desk.store, now)
+            elif now is not None and (number := await self._desk.store.claim(now)):
                 log.info("batch taken", batch=name, owner=number, status=now.record.status)
                 await BatchRun(self._desk, now, number).run(lambda: self._share(name))
         except Superseded:

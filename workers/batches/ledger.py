@@ -11,7 +11,8 @@ import msgspec
 from pipeline import failpoints, logs
 from pipeline.errors import StorageFull
 from pipeline.stores.batch_progress import Progress
-from pipeline.stores.batches import BatchRequest, BatchStore, Record, Usage
+from pipeline.stores.batch_records import BatchRequest, Record, Usage
+from pipeline.stores.batches import BatchStore
 from workers.batches.parts import Done, Parts
 from workers.batches.tally import Tally
 

@@ -7,7 +7,7 @@ from pipeline.catalog import Catalog
 from pipeline.intake import DISPATCH, RESOLVE_DISPATCH
 from pipeline.job import BATCH, PARTITION, Job
 from pipeline.settings import Settings
-from pipeline.stores.batches import BatchRequest
+from pipeline.stores.batch_records import BatchRequest
 from pipeline.stores.lines import Line
 from pipeline.transport import keyspace
 from workers.batches.outages import needed

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
-from pipeline.stores.batches import Part, Usage
+from pipeline.stores.batch_records import Part, Usage
 from pipeline.stores.blobs import Blob, Blobs, BlobWriter, Growing
 from pipeline.stores.lines import PIECE, read_lines
 from workers.batches.answers import read_error, read_result

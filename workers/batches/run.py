@@ -17,7 +17,8 @@ from pipeline.catalog import Catalog
 from pipeline.errors import FileDamaged, NotFound, PipelineError, TransportError
 from pipeline.settings import Settings
 from pipeline.stores.batch_lines import LineError
-from pipeline.stores.batches import BatchState, BatchStore
+from pipeline.stores.batch_records import BatchState
+from pipeline.stores.batches import BatchStore
 from pipeline.stores.blobs import Blob
 from pipeline.stores.files import FileStore, Wanted
 from pipeline.stores.lines import read_lines
@@ -78,27 +79,30 @@ class BatchRun:
         Raises Superseded, StorageFull and StorageUnavailable.
         """
         blobs, request, ledger = self._desk.store.blobs, self._request, self._ledger
-        try:
-            adopted = await adopt(blobs, request.id, self._before.parts, self._before.owner, ledger.done)
-            await ledger.save(parts=adopted)
-            file = await self._desk.files.get(request.input_file_id, None)
-            async with (
-                self._desk.files.open(file) as blob,
-                open_parts(blobs, request.id, self._owner, adopted) as parts,
-            ):
-                ledger.open(parts)
-                unread = self._before.status == "validating"
-                await self._process(Verified(blob, file.sha256) if unread else blob, parts, share)
-        except NotFound:
-            await self._fail(LineError("input_file_not_found", "The input file does not exist any more."))
-        except FileDamaged:
-            await self._fail(
-                LineError("input_file_damaged", "The input file is not what was uploaded; upload it again.")
-            )
-        await remove_parts(blobs, request.id, self._owner)
+        adopted = await adopt(blobs, request.id, self._before.parts, self._before.owner, ledger.done)
+        await ledger.save(parts=adopted)
+        async with open_parts(blobs, request.id, self._owner, adopted) as parts:
+            ledger.open(parts)
+            try:
+                await self._use_input(parts, share)
+            except NotFound:
+                await self._cancel_jobs([])
+                await self._fail(parts, LineError("input_file_not_found", "The input file does not exist any more."))
+            except FileDamaged:
+                message = "The input file is not what was uploaded; upload it again."
+                await self._fail(parts, LineError("input_file_damaged", message))
         record = ledger.record
+        state = BatchState(request=request, record=record, claims=self._owner, cancelled=self._cancelled)
+        await put_away(self._desk.store, state)
         counts = {"total": record.total, "completed": record.completed, "failed": record.failed}
         log.info("batch done", batch=request.id, tenant=request.owner, status=record.status, **counts)
+
+    async def _use_input(self, parts: Parts, share: Callable[[], int]) -> None:
+        """Process the input. Raises NotFound, FileDamaged and what `run` does."""
+        file = await self._desk.files.input(self._request.input_file_id)
+        async with self._desk.files.open(file) as blob:
+            unread = self._before.status == "validating"
+            await self._process(Verified(blob, file.sha256) if unread else blob, parts, share)
 
     async def _process(self, blob: Blob, parts: Parts, share: Callable[[], int]) -> None:
         limits = self._desk.settings
@@ -111,7 +115,7 @@ class BatchRun:
                 try:
                     async with anyio.create_task_group() as tasks:
                         tasks.start_soon(self._watch, window, stream, work)
-                        await self._work(blob, window, stream)
+                        await self._work(blob, window, stream, parts)
                         tasks.cancel_scope.cancel()
                 except* (Superseded, PipelineError) as group:
                     ended = _first(group)
@@ -125,10 +129,10 @@ class BatchRun:
             with anyio.CancelScope(shield=True):
                 await stream.close()
 
-    async def _work(self, blob: Blob, window: Window, stream: LineStream) -> None:
+    async def _work(self, blob: Blob, window: Window, stream: LineStream, parts: Parts) -> None:
         """Validate, then feed and collect until every line has its outcome."""
         ledger = self._ledger
-        if ledger.record.status == "validating" and not await self._validate(blob):
+        if ledger.record.status == "validating" and not await self._validate(blob, parts):
             return
         await self._take_over(blob, window)
         feeder = Feeder(self._request, ledger, window, self._reader, self._desk.transport)
@@ -138,12 +142,12 @@ class BatchRun:
             await feeder.run()
             tasks.cancel_scope.cancel()
 
-    async def _validate(self, blob: Blob) -> bool:
+    async def _validate(self, blob: Blob, parts: Parts) -> bool:
         """Look at every line; return whether the batch can run."""
         validation = Validation(blob, self._reader, self._desk.settings)
         await validation.run(partial(failpoints.reach, "feed.validating"))
         if validation.errors:
-            await self._fail(*validation.errors)
+            await self._fail(parts, *validation.errors)
             return False
         await self._ledger.reach("in_progress", self._desk.now(), total=validation.total)
         return True
@@ -197,27 +201,22 @@ class BatchRun:
         ledger = self._ledger
         status = self._ended_by or "completed"
         if status != "completed":
-            await self._cancel_jobs(window)
-        if self._collector is not None:
-            self._collector.fail_aside()
-            await self._collector.write()
+            await self._cancel_jobs(window.jobs)
+        await self._write_held()
         if status == "completed":
             await ledger.reach("finalizing", self._desk.now())
         elif ledger.record.total:
             await self._conclude_undone(blob, *UNDONE[status])
-        files = {
-            "output_file_id": await self._publish(parts, RESULTS, self._request.output_file_id),
-            "error_file_id": await self._publish(parts, ERRORS, self._request.error_file_id),
-        }
+        files = await self._make_files(parts)
         if failpoints.ARMED:
             await failpoints.reach("feed.before_terminal")
         await ledger.reach(status, self._desk.now(), progress=ledger.progress(), **files)
 
-    async def _cancel_jobs(self, window: Window) -> None:
+    async def _cancel_jobs(self, ours: list[str]) -> None:
         """Cancel what is under way, also where an earlier owner fed it; some of ours may be on the way to Redis."""
         try:
             found = await self._desk.transport.under_way(self._request.hex)
-            jobs = list({*window.jobs, *found.jobs})
+            jobs = list({*ours, *found.jobs})
             for at in range(0, len(jobs), CANCEL_MOST):
                 await self._desk.transport.cancel(jobs[at : at + CANCEL_MOST])
         except TransportError:
@@ -232,6 +231,18 @@ class BatchRun:
                     text = answers.unrun(self._request.hex, line.number, custom_id, code, message)
                     errors.add(line.number, text, code)
             await self._ledger.write(errors)
+
+    async def _write_held(self) -> None:
+        """Write the outcomes that were collected and are not written."""
+        if self._collector is not None:
+            self._collector.fail_aside()
+            await self._collector.write()
+
+    async def _make_files(self, parts: Parts) -> dict[str, str | None]:
+        return {
+            "output_file_id": await self._publish(parts, RESULTS, self._request.output_file_id),
+            "error_file_id": await self._publish(parts, ERRORS, self._request.error_file_id),
+        }
 
     async def _publish(self, parts: Parts, kind: str, file_id: str) -> str | None:
         """Make a file of all results, or of all errors, and return its id; None when there are none."""
@@ -248,8 +259,17 @@ class BatchRun:
         await files.publish(file_id, request.owner, wanted, written)
         return file_id
 
-    async def _fail(self, *errors: LineError) -> None:
-        await self._ledger.reach("failed", self._desk.now(), errors=errors)
+    async def _fail(self, parts: Parts, *errors: LineError) -> None:
+        """End a batch that cannot go on; what is done of it stays."""
+        await self._write_held()
+        ledger, files = self._ledger, await self._make_files(parts)
+        await ledger.reach("failed", self._desk.now(), errors=errors, progress=ledger.progress(), **files)
+
+
+async def put_away(store: BatchStore, state: BatchState) -> None:
+    """Let of a batch that has ended only what is kept stay; whoever finds one may do it, also again."""
+    await remove_parts(store.blobs, state.request.id, state.claims)
+    await store.put_away(state)
 
 
 def _first(group: BaseExceptionGroup[Exception]) -> Exception:

@@ -9,7 +9,8 @@ import pytest
 from pipeline.errors import TooManyBatches
 from pipeline.settings import BatchSettings
 from pipeline.stores.batch_quota import BatchQuota
-from pipeline.stores.batches import BatchState, BatchStore, Record
+from pipeline.stores.batch_records import BatchState, Record
+from pipeline.stores.batches import BatchStore
 from pipeline.stores.local import LocalBlobs
 
 pytestmark = pytest.mark.anyio

@@ -191,6 +191,12 @@ async def test_an_expired_file_is_gone_before_it_is_swept(tmp_path: Path, clock:
     assert set(await ids(store, ALL)) == {long, forever}
     with pytest.raises(NoSuchFile):
         await store.delete(short, "team")
+
+    async def in_use() -> set[str]:
+        return {short}
+
+    await store.sweep(in_use)
+    assert (await store.input(short)).file.id == short
     await store.sweep()
     assert len(names_in(tmp_path)) == 4
     clock.now += BATCH_EXPIRY
@@ -218,7 +224,10 @@ async def test_sweeping_goes_on_after_a_failure(tmp_path: Path, monkeypatch: pyt
     store = store_in(tmp_path)
     sweeps = 0
 
-    async def failing() -> None:
+    async def nothing() -> tuple[str, ...]:
+        return ()
+
+    async def failing(_: object) -> None:
         nonlocal sweeps
         sweeps += 1
         if sweeps == 1:
@@ -229,7 +238,7 @@ async def test_sweeping_goes_on_after_a_failure(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("pipeline.stores.files.SWEEP_EVERY", 0)
     monkeypatch.setattr(store, "sweep", failing)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(store.maintain)
+        tasks.start_soon(store.maintain, nothing)
     assert sweeps == 3
 
 

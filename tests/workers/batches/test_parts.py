@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.job import Reply
-from pipeline.stores.batches import Part
+from pipeline.stores.batch_records import Part
 from pipeline.stores.local import LocalBlobs
 from workers.batches.answers import answered, unrun
 from workers.batches.parts import ERRORS, RESULTS, Done, adopt, open_parts, remove_parts

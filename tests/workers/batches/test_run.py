@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import anyio
 import msgspec
@@ -19,10 +20,12 @@ from pipeline.job import BATCH, Facts
 from pipeline.settings import BatchSettings, Settings
 from pipeline.stage import Delivery, Done, Fail, Outcome
 from pipeline.stores.batch_progress import Latency
+from pipeline.stores.batch_records import Record
 from pipeline.stores.local import LocalBlobs
 from pipeline.transport import keyspace
 from workers.batches.keeper import Keeper
 from workers.batches.lines import line_of
+from workers.batches.parts import open_parts
 from workers.batches.tally import count
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -201,3 +204,40 @@ async def test_the_window_is_shared_by_keys_and_then_by_batches(server: Server, 
     keeper = Keeper(make_desk(server, wide))
     keeper._owned = {"a1": "a", "a2": "a", "a3": "a", "b1": "b"}
     assert [keeper._share(name) for name in keeper._owned] == [20, 20, 20, 60]
+
+
+async def test_a_batch_that_loses_its_input_keeps_what_is_done(server: Server, settings: Settings) -> None:
+    desk, heir = make_desk(server, settings), make_desk(server, settings)
+
+    async def some(delivery: Delivery) -> Outcome:
+        if line_of(delivery.job.id) > 10:
+            await anyio.sleep_forever()
+        return await answer(delivery)
+
+    async with working(server, settings, ScriptedStage(some)):
+        async with keeping(desk):
+            batch_id = await create(desk, lines(15))
+
+            async def ten_are_done() -> bool:
+                return (await desk.store.get(batch_id, None)).record.completed == 10
+
+            await wait_until(ten_are_done)
+        assert await desk.files.blobs.delete((await desk.store.get(batch_id, None)).request.input_file_id)
+        async with keeping(heir):
+            record = (await ended(heir, batch_id)).record
+    assert (record.status, record.errors[0].code) == ("failed", "input_file_not_found")
+    assert (record.total, record.completed, record.failed) == (15, 10, 0)
+    assert len(await written(heir, record.output_file_id)) == 10
+
+
+async def test_of_a_batch_whose_owner_died_at_its_end_nothing_is_left(server: Server, settings: Settings) -> None:
+    desk = make_desk(server, settings)
+    state = await desk.store.create("", "/v1/chat/completions", "file-x")
+    assert await desk.store.claim(state) == 1
+    async with open_parts(desk.store.blobs, state.request.id, 1, ()):
+        await desk.store.save(state.request.id, Record(owner=1, status="completed"))
+    directory = Path(settings.data_dir) / "batches"
+
+    async with keeping(desk):
+        await wait_until(lambda: not any(path.is_file() for path in directory.iterdir()))
+    assert (await desk.store.get(state.request.id, None)).record.status == "completed"

@@ -1,0 +1,97 @@
+"""Batches as files: what is found of them while they run, once they ended, and between the two."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import NotFound
+from pipeline.stores.batch_records import BatchState, Record
+from pipeline.stores.batches import BatchStore
+from pipeline.stores.local import LocalBlobs
+
+pytestmark = pytest.mark.anyio
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> BatchStore:
+    return BatchStore(LocalBlobs(tmp_path))
+
+
+def files(directory: Path) -> list[Path]:
+    return [path for path in directory.iterdir() if path.is_file()]
+
+
+async def end(store: BatchStore, state: BatchState, status: str = "completed") -> BatchState:
+    await store.save(state.request.id, Record(owner=await store.claim(state), status=status, total=3))
+    return await store.get(state.request.id, None)
+
+
+async def test_the_record_of_the_last_owner_that_wrote_one_counts(store: BatchStore) -> None:
+    state = await store.create("a", CHAT, "file-1")
+    for number in range(1, 4):
+        state = await store.get(state.request.id, None)
+        assert await store.claim(state) == number
+        if number != 3:
+            await store.save(state.request.id, Record(owner=number, fed=number))
+    for other in (store, BatchStore(store.blobs)):
+        found = await other.get(state.request.id, None)
+        assert (found.claims, found.record.owner, found.record.fed) == (3, 2, 2)
+
+
+async def test_of_an_ended_batch_one_file_stays_which_says_all_that_was_known(
+    store: BatchStore, tmp_path: Path
+) -> None:
+    running, state = await store.create("a", CHAT, "file-1"), await store.create("b", CHAT, "file-2")
+    state = await end(store, await store.cancel(state), "cancelled")
+    await store.put_away(state)
+    await store.put_away(state)
+    assert [path.name for path in files(tmp_path)] == [f"{running.request.id}-request"]
+    for other in (store, BatchStore(store.blobs)):
+        assert await other.get(state.request.id, "b") == state
+        assert await other.live() == [running]
+        assert await other.page(None, None, 10) == ([state, running], False)
+        assert await other.page("a", None, 10) == ([running], False)
+        assert await other.inputs() == {"file-1": running.request.id}
+    assert await store.cancel(state) == state
+
+
+async def test_a_batch_that_is_being_put_away_is_always_there(store: BatchStore, tmp_path: Path) -> None:
+    state = await end(store, await store.create("a", CHAT, "file-1"))
+    before = {path: path.read_bytes() for path in files(tmp_path)}
+    await store.put_away(state)
+    for path in sorted(before, key=lambda path: "-request" in path.name):  # as if it had been stopped after each step
+        path.write_bytes(before[path])
+        assert await BatchStore(store.blobs).get(state.request.id, None) == state
+
+
+async def test_an_owner_that_wakes_up_after_its_batch_was_put_away_is_none_any_more(store: BatchStore) -> None:
+    state = await end(store, await store.create("a", CHAT, "file-1"))
+    assert not await store.superseded(state.request.id, 1)
+    await store.put_away(state)
+    assert await store.superseded(state.request.id, 1)
+    assert await store.reread(state) is None
+
+
+async def test_ended_batches_are_forgotten_in_time_and_rests_of_any_at_once(store: BatchStore, tmp_path: Path) -> None:
+    old, new = [await end(store, await store.create("a", CHAT, "file-1")) for _ in range(2)]
+    await store.put_away(old)
+    await store.put_away(new)
+    (rest := tmp_path / f"{old.request.id}-record-7").write_bytes(b"")
+    for path in (tmp_path / "ended" / old.request.id, rest):
+        os.utime(path, (0, 0))
+    await store.sweep(86_400)
+    assert not rest.exists()
+    assert await store.page(None, None, 10) == ([new], False)
+    with pytest.raises(NotFound):
+        await store.get(old.request.id, None)
+
+
+async def test_a_batch_whose_files_are_damaged_leaves_the_others_alone(store: BatchStore, tmp_path: Path) -> None:
+    damaged, other = [await store.create("a", CHAT, "file-1") for _ in range(2)]
+    (tmp_path / f"{damaged.request.id}-request").write_bytes(b"\x00")
+    assert await store.live() == [other]
