@@ -90,7 +90,7 @@ class BatchStore:
     async def get(self, batch_id: str, viewer: Viewer) -> BatchState:
         """Return a batch. Raises NotFound, in the same words for every reason."""
         if _ID.fullmatch(batch_id):
-            # Both are read in any case, and anew: or what is another's would be refused sooner than what does not exist.
+            # Both are read in any case: or what is another's would be refused sooner than what does not exist.
             live, ended = await self.blobs.fetch([f"{batch_id}{REQUEST}"]), await self._ended.fetch([batch_id])
             requests = [*map(decode_request, live.values()), *(decode_state(data).request for data in ended.values())]
             if any(viewer in (None, request.owner) for request in requests):

@@ -201,10 +201,8 @@ async def test_a_cancelled_batch_keeps_what_is_done_and_says_what_is_not(
     assert {error["error"]["code"] for error in outcome.errors} == {"batch_cancelled"}
     assert {error["response"] for error in outcome.errors} == {None}
     assert (await client.http.post(f"/v1/batches/{made['id']}/cancel")).json() == outcome.batch
-    made_calls = len(upstream.requests)
-    assert made_calls <= len(outcome.output) + WINDOW
     await nothing_stays_behind(directory)
-    assert len(upstream.requests) == made_calls
+    assert len(upstream.requests) <= len(outcome.output) + WINDOW
 
 
 async def test_a_batch_that_runs_out_of_time_expires_with_what_is_done(
