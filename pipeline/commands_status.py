@@ -12,6 +12,7 @@ from pipeline import startup
 from pipeline.transport.client import STAGES
 from pipeline.transport.fitness import concerns
 from pipeline.transport.overview import Overview, ServerOverview, read_overview
+from pipeline.transport.registry import backing_off
 
 
 @click.command(short_help="Show processes, backlogs and dead letters.")
@@ -45,11 +46,12 @@ def table(overview: Overview) -> list[str]:
     warnings = [f"! {concern}" for concern in concerns(overview.server)]
     lines = [f"redis    {_server(overview.server)}", *warnings, ""]
     lines.append(f"{'PROCESS':<48}{'SERVES':<20}{'PID':>8}  {'UP':>8}  HOST")
-    now = time.time() * 1000
+    now, resting = time.time() * 1000, backing_off(overview.processes)
     for process in overview.processes:
         serves = ", ".join(process.stages) or process.role
         up = duration(max(0.0, now - process.started) / 1000)
         lines.append(f"{process.consumer:<48}{serves:<20}{process.pid:>8}  {up:>8}  {process.host}")
+    lines += [f"(model {name} rests for {wait:.0f} s: its provider is at its limit)" for name, wait in resting.items()]
     lines += [f"(no process for {part}: start one, for example with `promptmill up`)" for part in absent(overview)]
     lines += ["", f"{'STAGE':<20}{'WAITING':>10}{'IN FLIGHT':>11}{'PUT OFF':>9}{'OLDEST':>10}{'LAG':>10}{'BYTES':>12}"]
     for stage in overview.stages:

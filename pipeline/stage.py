@@ -108,6 +108,8 @@ class StageContext(msgspec.Struct, frozen=True):
     """Ask for a drain and a restart of this process, saying why."""
     rotation: Rotation = msgspec.field(default_factory=Rotation)
     """Tells who holds keys that they changed."""
+    tell_resting: Callable[[Callable[[], dict[str, float]]], None] = lambda _: None
+    """Takes what says which models rest for their provider, and for how many seconds."""
 
 
 class StageSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,7 +29,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     waiting: Mapping[str, int] = {}
     """Lines of any batch that wait for a worker, by stage."""
     backing_off: Mapping[str, float] = {}
-    """Seconds for which a deployment gets fewer calls or none, by its id."""
+    """Seconds for which models rest whose provider is at its limit."""
     causes: Mapping[str, int] = {}
     """How often a line was put off, by the code of the error."""
     failures: Mapping[str, int] = {}

@@ -162,6 +162,11 @@ class FeedTransport:
         until = self.now() + int(self._settings.batches.batch_line_timeout * 1000)
         await self._links["upkeep"].run(cancellation(((job, until) for job in jobs), oldest))
 
+    @property
+    def backing_off(self) -> dict[str, float]:
+        """Models whose provider is at its limit, and the seconds for which they rest."""
+        return self._registry.backing_off
+
     async def waiting(self) -> dict[str, int]:
         """Return how many lines of all batches wait for a worker, by stage. Raises TransportUnavailable."""
         waiting = {}

@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import anyio
@@ -34,6 +35,17 @@ class ProcessInfo(msgspec.Struct, frozen=True, kw_only=True):
     host: str = ""
     started: int = 0
     config: str = ""
+    resting: dict[str, float] = {}
+    """Models whose provider is at its limit, as this process knows it, and for how many seconds."""
+
+
+def backing_off(processes: Iterable[ProcessInfo]) -> dict[str, float]:
+    """Return the models that rest, and for how many seconds at most."""
+    found: dict[str, float] = {}
+    for process in processes:
+        for model, seconds in process.resting.items():
+            found[model] = max(seconds, found.get(model, 0.0))
+    return found
 
 
 def consumer_name(role: str) -> str:
@@ -62,11 +74,17 @@ class Registry:
         self.live: set[str] = set()
         self.workers: Counter[str] = Counter()
         self.ingresses = 0
+        self.resting: Callable[[], dict[str, float]] = dict
+        """Says which models rest, and how long; part of this process's registration."""
+        self.backing_off: dict[str, float] = {}
+        """What all live processes say of that."""
 
     async def beat(self) -> None:
         """Renew the registration and look who else is there. Raises TransportUnavailable."""
         now, me = self._clock.now(), self._process.consumer
-        registered = msgspec.structs.replace(self._process, started=self._process.started or now)
+        registered = msgspec.structs.replace(
+            self._process, started=self._process.started or now, resting=self.resting()
+        )
         self._process = registered
         metrics.TASKS.set(len(asyncio.all_tasks()))
         words = (msgspec.msgpack.encode(registered), metrics.snapshot())
@@ -88,6 +106,7 @@ class Registry:
         alive = [p for p in processes if at - last[p.consumer] < GONE_AFTER]
         self.live = {p.consumer for p in alive}
         self.workers = Counter(stage for p in alive for stage in p.stages)
+        self.backing_off = backing_off(alive)
         self.ingresses = sum(p.role == "ingress" for p in alive)
         self._seen = {name: seen for name, seen in self._seen.items() if at - seen < 60} | last
         for process in alive:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -54,6 +54,10 @@ class WorkerTransport:
     def keep_dead_bodies(self) -> bool:
         """Whether dead letters keep their bodies."""
         return self._settings.transport.dead_letter_bodies
+
+    def tell_resting(self, resting: Callable[[], dict[str, float]]) -> None:
+        """Have the registration of this process say which models rest, and for how many seconds."""
+        self._registry.resting = resting
 
     def stage_stream(self, spec: StageSpec, slots: int) -> StageStream:
         """Return the stream of a stage, with a connection of its own for its blocking reads."""

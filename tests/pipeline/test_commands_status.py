@@ -14,6 +14,7 @@ from pipeline.commands_status import duration, table
 from pipeline.job import decode_reply
 from pipeline.transport import deadletters, keyspace
 from pipeline.transport.overview import Overview, ServerOverview
+from pipeline.transport.registry import ProcessInfo
 
 
 def run(*arguments: str) -> int:
@@ -147,6 +148,9 @@ def test_status_tells_of_the_server_and_of_what_was_counted(
 
 
 def test_a_server_that_tells_nothing_of_itself_is_shown_all_the_same() -> None:
+    worker = ProcessInfo(consumer="w", role="worker", stages=("dispatch",), resting={"gpt-4": 41.2})
+    words = "\n".join(table(Overview(processes=(worker,), stages=(), dead=0, server=ServerOverview(name="redis"))))
+    assert "(model gpt-4 rests for 41 s: its provider is at its limit)" in words
     lines = table(Overview(processes=(), stages=(), dead=0, server=ServerOverview(name="redis.example:6379")))
     assert lines[0] == "redis    redis.example:6379"
     assert lines[-1] == "dead letters  0"

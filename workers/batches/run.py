@@ -13,7 +13,7 @@ import msgspec
 
 from pipeline import failpoints, logs
 from pipeline.batch_validation import Validation
-from pipeline.catalog import Catalog
+from pipeline.catalog import Catalog, allows
 from pipeline.errors import FileDamaged, NotFound, PipelineError, TransportError
 from pipeline.settings import Settings
 from pipeline.stores.batch_lines import LineError
@@ -190,7 +190,9 @@ class BatchRun:
         ledger = self._ledger
         resting = len(window.rests)
         lines = {"open": len(window.open) + resting, "resting": resting, "dead": len(window.aside)}
-        progress = ledger.progress(**lines, waiting=waiting, paused=window.paused)
+        patterns, resting_models = self._request.allowed_models, self._desk.transport.backing_off
+        seen = {model: rest for model, rest in resting_models.items() if allows(patterns, model)}
+        progress = ledger.progress(**lines, waiting=waiting, backing_off=seen, paused=window.paused)
         if progress != ledger.record.progress:
             await ledger.save(progress=progress)
 

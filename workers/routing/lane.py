@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ClassVar, Final, TypeVar
 
+from pipeline import metrics
 from pipeline.catalog import Group
 from pipeline.errors import (
     DeadlineExceeded,
@@ -40,6 +41,9 @@ class Gates(dict[str, Gate]):
 
     def __missing__(self, deployment_id: str) -> Gate:
         gate = self[deployment_id] = Gate(self._clock, self._chance)
+        metrics.BATCH_PACE[deployment_id,].set_function(lambda: gate.pace.rate)
+        metrics.BATCH_LIMIT[deployment_id,].set_function(lambda: gate.limit.value)
+        metrics.BATCH_REST_SECONDS[deployment_id,].set_function(lambda: gate.pace.rest)
         return gate
 
     def rest(self, deployment_id: str) -> float:
@@ -50,6 +54,15 @@ class Gates(dict[str, Gate]):
     def failed(self, deployment_id: str, *, at_once: bool, seconds: float | None) -> None:
         """Count a failure."""
         self._cooldowns.failed(deployment_id, at_once=at_once, seconds=seconds)
+
+    def resting(self, deployments: Iterable[Deployment]) -> dict[str, float]:
+        """Return the models of which a deployment rests, and for how many seconds."""
+        found: dict[str, float] = {}
+        for deployment in deployments:
+            gate = self.get(deployment.id)
+            if gate is not None and (rest := gate.pace.rest):
+                found[deployment.model_name] = max(round(rest, 1), found.get(deployment.model_name, 0.0))
+        return found
 
     def hold(self, deployment_id: str, retry_after: float | None) -> None:
         """Hold the batch lane back: a live call met the provider's limit."""

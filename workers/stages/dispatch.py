@@ -222,6 +222,7 @@ async def _open(context: StageContext) -> AsyncIterator[DispatchStage]:
     chance = random.Random()  # noqa: S311 - spreads load, keeps no secret
     cooldowns = LocalCooldowns(settings.router)
     gates = Gates(cooldowns, chance)
+    context.tell_resting(partial(gates.resting, settings.deployments))
     routers = {
         LIVE: Router(settings.router, cooldowns, chance, limited=gates.hold),
         BATCH: BatchRouter(settings.router, gates, chance),

@@ -38,6 +38,18 @@ async def test_processes_see_each_other_until_they_leave(url: str) -> None:
         assert await read_processes(link, []) == []
 
 
+async def test_what_rests_for_one_process_is_known_to_all(url: str) -> None:
+    async with raw_link(url) as link:
+        me, one, other = [await _registry(link, name) for name in ("me", "one", "other")]
+        one.resting = lambda: {"gpt-4": 3.0, "small": 1.0}
+        other.resting = lambda: {"gpt-4": 7.5}
+        for process in (one, other, me):
+            await process.beat()
+        assert me.backing_off == {"gpt-4": 7.5, "small": 1.0}
+        for process in (one, other, me):
+            await process.leave()
+
+
 async def test_a_fresh_process_calls_nobody_gone(url: str) -> None:
     async with raw_link(url) as link:
         me = await _registry(link, "me")

@@ -122,6 +122,14 @@ async def test_a_cooldown_of_live_calls_is_one_for_the_batch_too() -> None:
     assert caught.value.seconds == pytest.approx(40, abs=2)
 
 
+async def test_models_that_rest_are_told_with_their_seconds() -> None:
+    lanes = Lanes("a", "b", "c")
+    assert lanes.gates.resting(lanes.group.deployments) == {}
+    lanes.gates.hold("a", 10)
+    lanes.gates.hold("b", 30)
+    assert lanes.gates.resting(lanes.group.deployments) == {"gpt-4": pytest.approx(30, abs=1)}
+
+
 async def test_failures_are_retried_after_short_pauses_and_then_given_back() -> None:
     lanes = Lanes("a")
     line = Line(*(UpstreamUnavailable("down", upstream_status=500) for _ in range(20)))
