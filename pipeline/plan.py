@@ -84,12 +84,14 @@ def renewed(old: Plan, new: Plan) -> tuple[Plan, tuple[str, ...]]:
     """Return `new` with what only a restart can change as it is in `old`, and the names of what that concerns."""
     was, wanted = old.settings.transport, new.settings.transport
     kept = [
-        *(["data_dir"] if old.settings.data_dir != new.settings.data_dir else []),
+        *(name for name in ("data_dir", "storage") if getattr(old.settings, name) != getattr(new.settings, name)),
         *(["redis_url"] if old.redis_url != new.redis_url else []),
         *(name for name in ("maxmemory", "persistence") if getattr(was, name) != getattr(wanted, name)),
     ]
     transport = msgspec.structs.replace(wanted, maxmemory=was.maxmemory, persistence=was.persistence)
-    settings = msgspec.structs.replace(new.settings, data_dir=old.settings.data_dir, transport=transport)
+    settings = msgspec.structs.replace(
+        new.settings, data_dir=old.settings.data_dir, storage=old.settings.storage, transport=transport
+    )
     return msgspec.structs.replace(new, settings=settings, redis_url=old.redis_url, binary=old.binary), tuple(kept)
 
 

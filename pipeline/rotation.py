@@ -15,10 +15,12 @@ _NAMES: Final = {
     "router": "router_settings",
     "ingress": "limits of the ingress",
     "files": "limits of files",
+    "batches": "limits of batches",
     "prompts": "limits of prompt managers",
     "dispatch": "limits of dispatch",
     "transport": "redis_url or limits of workers",
     "data_dir": "data_dir",
+    "storage": "storage",
 }
 
 

@@ -11,7 +11,7 @@ from fakes.configs import settings
 
 from pipeline.errors import ConfigurationError
 from pipeline.plan import Plan, Wishes, decide, renewed, unserved
-from pipeline.settings import Callback, Secret, Settings, TransportSettings
+from pipeline.settings import Callback, Secret, Settings, StorageSettings, TransportSettings
 
 OURS = "ingress: promptmill ingress\nresolve: promptmill worker resolve\ndispatch: promptmill worker dispatch\n"
 
@@ -40,12 +40,16 @@ def test_what_no_process_does_is_known(tmp_path: Path) -> None:
 
 def test_a_reload_keeps_what_only_a_restart_changes(tmp_path: Path) -> None:
     def configured(data_dir: str, **transport: Any) -> Settings:
-        return settings(directory=str(tmp_path), data_dir=data_dir, transport=TransportSettings(**transport))
+        storage = StorageSettings(url=f"s3://{data_dir}")
+        return settings(
+            directory=str(tmp_path), data_dir=data_dir, storage=storage, transport=TransportSettings(**transport)
+        )
 
     old = plan(tmp_path, configured=configured("here"))
     new = plan(tmp_path, configured=configured("there", url=Secret("redis://new"), maxmemory=1, grace=9.0))
     both, kept = renewed(old, new)
-    assert kept == ("data_dir", "redis_url", "maxmemory")
+    assert kept == ("data_dir", "storage", "redis_url", "maxmemory")
     assert (both.settings.data_dir, both.redis_url, both.settings.transport.maxmemory) == ("here", None, None)
+    assert both.settings.storage.url == "s3://here"
     assert both.settings.transport.grace == 9.0
     assert renewed(old, msgspec.structs.replace(old, counts={})) == (msgspec.structs.replace(old, counts={}), ())
