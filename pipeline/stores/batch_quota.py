@@ -42,7 +42,6 @@ class BatchQuota:
     @asynccontextmanager
     async def place(self, owner: str) -> AsyncIterator[None]:
         """Hold the place in which `owner` makes its next batch. Raises TooManyBatches."""
-        self._refuse(owner)
         async with self._lock:  # two at a time would both take the last one
             self._refuse(owner)
             if refusal := await self._full(owner):

@@ -12,7 +12,7 @@ import pytest
 from fakes.batches import CHAT, line, lines
 from fakes.edges import TEAM, calling
 from fakes.transport import FakeTransport
-from fakes.uploads import file_settings, kept
+from fakes.uploads import field, file_part, file_settings, form, kept
 
 from pipeline.settings import BatchSettings, Settings
 
@@ -127,6 +127,9 @@ async def test_an_input_over_the_batches_limit_is_refused_and_other_files_are_no
         answer = await put(client, b"x" * 1001, "")
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
         assert (await put(client, b"x" * 5000, "", "user_data")).status_code == 200
+        told_late = form(file_part(b"x" * 1001), field("purpose", "batch"))
+        headers = {"content-type": "multipart/form-data; boundary=x"}
+        assert (await client.post("/v1/files", content=told_late, headers=headers)).status_code == 413
     async with calling(FakeTransport(), file_settings(tmp_path), TEAM) as client:
         large = (await put(client, b"x" * 1001, "")).json()["id"]
     async with calling(FakeTransport(), settings, TEAM) as client:

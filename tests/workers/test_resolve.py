@@ -341,8 +341,9 @@ async def test_a_text_the_manager_left_alone_stays_as_it_was(tmp_path: Path, ope
 async def test_a_prompt_is_filled_with_one_text_and_not_with_several(
     tmp_path: Path, operation: str, field: str
 ) -> None:
-    outcome = await resolve(seed(tmp_path), {"messages": ..., field: ["a", "b"]}, operation=operation)
-    assert field in failed(outcome, InvalidRequest)
+    for several in (["a", "b"], [1, 2], [{"type": "text", "text": "a"}]):
+        outcome = await resolve(seed(tmp_path), {"messages": ..., field: several}, operation=operation)
+        assert f"one text; send `{field}` as one" in failed(outcome, InvalidRequest)
     nothing = await resolve(configured(tmp_path, sync_hook(UNCHANGED)), {"messages": ...}, operation=operation)
     assert field in failed(nothing, InvalidRequest)
 

@@ -80,6 +80,15 @@ async def test_batches_of_other_processes_count_as_well(tmp_path: Path) -> None:
     await one.refused()
 
 
+async def test_with_more_than_there_may_be_a_key_waits_until_there_is_a_place(tmp_path: Path) -> None:
+    generous, desk = Desk(tmp_path, max_batches_per_hour=9), Desk(tmp_path, max_batches_per_hour=2)
+    for _ in range(4):
+        await generous.make()
+        generous.now += 100
+    desk.now = generous.now
+    assert await desk.refused() == 3600 - 200
+
+
 async def test_who_could_make_none_holds_no_place(tmp_path: Path) -> None:
     desk = Desk(tmp_path, max_open_batches=1)
     with pytest.raises(ZeroDivisionError):
