@@ -71,7 +71,8 @@ def _deployment(entry: Section, params: Section, fingerprint: Any, seen: Counter
     if chosen is not None and not _ID.fullmatch(chosen):
         info.error("id", f"{chosen[:60]!r} cannot be an id; use up to 128 ASCII characters without spaces")
     fields = destination | _connection(params) | _limits(params) | _prompt(params)
-    fields["defaults"] = _defaults(params)
+    fields |= _batch(params)
+    fields["defaults"] = _defaults(params, params.knows)
     entry.close("model_list")
     if name is None or model is None:
         return None
@@ -139,11 +140,21 @@ def _prompt(params: Section) -> dict[str, Any]:
     return fields
 
 
-def _defaults(params: Section) -> dict[str, Any]:
+def _batch(params: Section) -> dict[str, Any]:
+    """Return what holds on the batch lane alone."""
+    batch = params.section("batch_params")
+    limit = batch.read("timeout", seconds)
+    for key in filter(params.knows, batch.unread()):
+        batch.raw(key)
+        batch.notice(key, "steers the gateway and is left out; give it outside of batch_params")
+    return {"batch_timeout": limit, "batch_defaults": _defaults(batch, params.knows)}
+
+
+def _defaults(params: Section, steers: Callable[[str], bool]) -> dict[str, Any]:
     """Return the body fields among the keys nobody read, `extra_body` spread; LiteLLM's own keys are noticed."""
     found: dict[str, Any] = {}
     for key, value in (params.mapping("extra_body") or {}).items():
-        if is_control(key) or params.knows(key):
+        if is_control(key) or steers(key):
             params.notice(
                 "extra_body", f"{key!r} in it steers the gateway and is left out; give it outside of extra_body"
             )

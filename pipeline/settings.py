@@ -67,6 +67,10 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     prompt_version: str | int | None = None
     defaults: Mapping[str, Any] = {}
     """Other `litellm_params`: body fields used where the request has none (`temperature`, `max_tokens` …)."""
+    batch_timeout: float | None = None
+    """`timeout` of `batch_params`: for one provider call of a batch."""
+    batch_defaults: Mapping[str, Any] = {}
+    """The rest of `batch_params`: body fields of lines of batches, before `defaults` (`service_tier: flex`)."""
     unset: tuple[str, ...] = ()
     """Variables that are not set, and that say where calls go (`api_base` and the like): nothing may be sent, for it
     would reach another host than the one that was meant."""
@@ -266,3 +270,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """`environment_variables`: set for every process of the gateway."""
     notices: tuple[Notice, ...] = ()
     """What `check` and the first screen warn about."""
+
+
+def for_batches(settings: Settings) -> Settings:
+    """Return the settings with every deployment as lines of batches use it: with its `batch_params`."""
+    deployments = (
+        msgspec.structs.replace(
+            deployment,
+            timeout=deployment.timeout if deployment.batch_timeout is None else deployment.batch_timeout,
+            defaults={**deployment.defaults, **deployment.batch_defaults},
+        )
+        for deployment in settings.deployments
+    )
+    return msgspec.structs.replace(settings, deployments=tuple(deployments))

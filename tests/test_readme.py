@@ -81,6 +81,7 @@ SAMPLES: dict[str, Any] = {
     "storage_options": {"allow_http": True},
     "prompt_variables": {"name": "Ada"},
     "extra_body": {"user": "me"},
+    "batch_params": {"service_tier": "flex"},
     "extra_headers": {"x-name": "value"},
     "api_base": "http://127.0.0.1:1",
     "model_group_alias": {"another": "some"},

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fakes.config_files import ConfigFiles
 
-from pipeline.settings import Deployment, Secret
+from pipeline.settings import Deployment, Secret, Settings, for_batches
 
 
 @pytest.fixture
@@ -161,6 +161,25 @@ def test_the_extra_body_steers_nothing(files, field):
     assert files.load(text).deployments[0].defaults == {"top_k": 5}
     (notice,) = files.notices(text)
     assert f"litellm_params.extra_body: '{field}' in it steers the gateway" in notice
+
+
+def test_what_holds_for_batches_alone_is_a_timeout_and_body_fields(files):
+    found = only(files, "model: m, timeout: 60, user: u, batch_params: {service_tier: flex, timeout: 15m, user: b}")
+    assert (found.timeout, found.batch_timeout) == (60, 900)
+    assert (found.defaults, found.batch_defaults) == ({"user": "u"}, {"service_tier": "flex", "user": "b"})
+    (for_a_batch,) = for_batches(Settings(deployments=(found,))).deployments
+    assert for_a_batch.timeout == 900
+    assert for_a_batch.defaults == {"user": "b", "service_tier": "flex"}
+    (as_ever,) = for_batches(Settings(deployments=(only(files, "model: m, timeout: 60"),))).deployments
+    assert (as_ever.timeout, as_ever.defaults) == (60, {})
+
+
+@pytest.mark.parametrize("field", ["api_base", "model", "rpm", "extra_body: {api_key: k}, x"])
+def test_nothing_of_it_steers_the_gateway(files, field):
+    text = entries(f"model: m, batch_params: {{{field}: 5}}")
+    assert not {"api_base", "model", "rpm", "api_key"} & set(files.load(text).deployments[0].batch_defaults)
+    (notice,) = files.notices(text)
+    assert "steers the gateway and is left out" in notice
 
 
 def test_a_model_level_budget_ends_the_start(files):

@@ -330,3 +330,24 @@ async def test_a_line_whose_time_would_run_out_goes_back_to_who_fed_it(upstream:
         assert outcome.facts.attempts == 1
         answer = done(await opened.handle(delivery()))
         assert answer.facts.attempts == 1
+
+
+async def test_batch_params_hold_for_lines_alone_and_never_over_what_a_line_says(upstream: ScriptedUpstream) -> None:
+    placed = deployment(
+        api_base=upstream.url,
+        defaults={"user": "live"},
+        batch_defaults={"service_tier": "flex", "user": "batch", "top_p": 1},
+    )
+    async with dispatching(placed) as opened:
+        done(await opened.handle(delivery({**BODY, "top_p": 0.1}, lane="batch")))
+        done(await opened.handle(delivery()))
+    line, live = (request.json for request in upstream.requests)
+    assert line == {**BODY, "service_tier": "flex", "user": "batch", "top_p": 0.1}
+    assert live == {**BODY, "user": "live"}
+
+
+async def test_the_timeout_of_batch_params_is_that_of_lines(upstream: ScriptedUpstream) -> None:
+    upstream.script(hang())
+    placed = deployment(api_base=upstream.url, timeout=60.0, batch_timeout=0.05)
+    async with dispatching(placed, router=RouterSettings(retries=0)) as opened:
+        failed(await opened.handle(delivery(lane="batch")), UpstreamTimeout)

@@ -26,7 +26,7 @@ from pipeline.errors import (
 )
 from pipeline.job import BATCH, LIVE, Facts, Job
 from pipeline.open_files import connections_left
-from pipeline.settings import Deployment, Settings
+from pipeline.settings import Deployment, Settings, for_batches
 from pipeline.stage import Defer, Delivery, Done, Fail, Outcome, StageContext, StageSpec, put_off
 from workers.providers._calls import Call, Calls
 from workers.providers._dialect import Fields, LocalAnswer, UpstreamRequest
@@ -40,34 +40,43 @@ from workers.routing.router import Attempt, Router, resting
 _EVENT_STREAM: Final = "text/event-stream"
 
 
+class _Lane(msgspec.Struct, frozen=True):
+    """How the calls of a lane are made: what the models are, in its eyes, and who chooses among deployments."""
+
+    catalog: Catalog
+    calls: Calls
+    router: Router
+
+
 class DispatchStage:
     """Find the model's group, make the body for its provider, and let the router try."""
 
-    def __init__(
-        self, settings: Settings, catalog: Catalog, calls: Calls, sender: Sender, routers: Mapping[str, Router]
-    ) -> None:
+    def __init__(self, settings: Settings, sender: Sender, routers: Mapping[str, Router]) -> None:
         """Make one; `routers` are by lane."""
         self._digest = settings.digest
-        self._catalog = catalog
-        self._calls = calls
         self._sender = sender
         self._routers = routers
+        self.rotate(settings)
 
     def rotate(self, settings: Settings) -> None:
         """Take over keys; calls that were prepared go on with those they have."""
-        self._catalog = Catalog(settings)
-        self._calls = Calls({**os.environ, **settings.environment})
+        environment = {**os.environ, **settings.environment}
+        self._lanes = {
+            lane: _Lane(Catalog(seen), Calls(environment), self._routers[lane])
+            for lane, seen in ((LIVE, settings), (BATCH, for_batches(settings)))
+        }
 
     async def handle(self, delivery: Delivery) -> Outcome:
         """Answer one job, or say why it cannot be answered."""
         job = delivery.job
-        group = self._catalog.group(job.model)
+        lane = self._lanes[job.lane]
+        group = lane.catalog.group(job.model)
         if group is None:
             return self._unknown(job)
-        call = _JobCall(delivery, group, self._calls, self._sender)
+        call = _JobCall(delivery, group, lane.calls, self._sender)
         try:
             call.fields = kept_fields(job.operation, delivery.body, stream=job.stream)
-            done = await self._routers[job.lane].run(group, call)
+            done = await lane.router.run(group, call)
         except Postponed as later:
             return _postponed(delivery, later, call)
         except (UpstreamError, InvalidRequest, DeadlineExceeded) as error:
@@ -78,8 +87,9 @@ class DispatchStage:
 
     def _unknown(self, job: Job) -> Outcome:
         if job.config == self._digest:
-            known = tuple(name for name in self._catalog.names() if allows(job.allowed_models, name))
-            close = self._catalog.closest(job.model, known)
+            catalog = self._lanes[job.lane].catalog
+            known = tuple(name for name in catalog.names() if allows(job.allowed_models, name))
+            close = catalog.closest(job.model, known)
             hint = f"did you mean {' or '.join(close)}?" if close else "see /v1/models for the names there are"
             return Fail(_at_dispatch(ModelNotFound, f"model {job.model[:200]!r} does not exist", hint), job.facts)
         # A rollout is under way: another worker may know the model, or this one will be replaced.
@@ -227,9 +237,8 @@ async def _open(context: StageContext) -> AsyncIterator[DispatchStage]:
         LIVE: Router(settings.router, cooldowns, chance, limited=gates.hold),
         BATCH: BatchRouter(settings.router, gates, chance),
     }
-    calls = Calls({**os.environ, **settings.environment})
     async with Sender(settings.dispatch) as sender:
-        opened = DispatchStage(settings, context.catalog, calls, sender, routers)
+        opened = DispatchStage(settings, sender, routers)
         context.rotation.also(opened.rotate)
         yield opened
 
