@@ -13,7 +13,7 @@ from obstore.exceptions import BaseError
 from pipeline.errors import PipelineError, StorageFull, StorageUnavailable
 from pipeline.stores.blobs import no_such_file
 
-AT_ONCE: Final = 16
+AT_ONCE: Final = 32
 """Calls one reader has under way: an object store takes tens of milliseconds for the first byte of each."""
 
 RETRY_AFTER: Final = 5.0
@@ -27,12 +27,20 @@ K = TypeVar("K")
 
 
 @contextmanager
+def finding() -> Iterator[None]:
+    """Ask in here for an object that may be gone. Raises NoSuchFile and what `asking` raises."""
+    with asking():
+        try:
+            yield
+        except FileNotFoundError:
+            raise no_such_file() from None
+
+
+@contextmanager
 def asking() -> Iterator[None]:
-    """Call the store in here. Raises NoSuchFile, StorageFull and StorageUnavailable for what it says."""
+    """Call the store in here. Raises StorageFull and StorageUnavailable, also where the bucket is missing."""
     try:
         yield
-    except FileNotFoundError:
-        raise no_such_file() from None
     except (BaseError, OSError) as error:
         said = reason(error)
         if not _FULL.isdisjoint(said.split()):

@@ -10,7 +10,7 @@ import anyio
 import obstore
 
 from pipeline.errors import StorageUnavailable
-from pipeline.stores.object_calls import asking, together
+from pipeline.stores.object_calls import asking, finding, together
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -76,7 +76,7 @@ class ObjectParts:
 
     async def _fetch(self, piece: tuple[str, int, int]) -> bytes:
         key, begin, end = piece
-        with asking():
+        with finding():
             return bytes(await obstore.get_range_async(self._store, key, start=begin, end=end))
 
 

@@ -12,9 +12,10 @@ import obstore
 from anyio import to_thread
 from obstore.exceptions import AlreadyExistsError
 
-from pipeline.errors import NoSuchFile
+from pipeline import logs
+from pipeline.errors import NoSuchFile, StorageFull, StorageUnavailable
 from pipeline.stores.blobs import Blob, BlobWriter, Growing, Intake, Written, checked
-from pipeline.stores.object_calls import asking, together
+from pipeline.stores.object_calls import asking, finding, together
 from pipeline.stores.object_parts import open_parts, parts_of
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ LISTED: Final = 1000
 
 ABORT: Final = 10.0
 """Seconds to tell the store that an upload will not go on; otherwise a rule of the bucket has to remove it."""
+
+log = logs.logger("files")
 
 
 class ObjectBlobs:
@@ -57,13 +60,13 @@ class ObjectBlobs:
             yield writer
         finally:
             with anyio.move_on_after(ABORT, shield=True):
-                await writer.abort()
+                await writer.close()
 
     @asynccontextmanager
     async def open(self, name: str) -> AsyncIterator[Blob]:
         """Open an object; once it is deleted, reading it ends with NoSuchFile. Raises NoSuchFile."""
         key = self._key(name)
-        with asking():
+        with finding():
             head = await obstore.head_async(self._store, key)
         yield _ObjectBlob(self._store, key, head["size"])
 
@@ -117,7 +120,7 @@ class ObjectBlobs:
         """Delete an object. The store does not say whether it was there, so it is asked before."""
         key = self._key(name)
         try:
-            with asking():
+            with finding():
                 await obstore.head_async(self._store, key)
                 await obstore.delete_async(self._store, key)
         except NoSuchFile:
@@ -135,7 +138,7 @@ class ObjectBlobs:
 
     async def _small(self, name: str) -> bytes | None:
         try:
-            with asking():
+            with finding():
                 answer = await obstore.get_async(self._store, self._key(name))
                 return bytes(await answer.bytes_async())
         except NoSuchFile:
@@ -159,10 +162,13 @@ class _ObjectWriter:
             await self._file.close()
         return self._intake.written
 
-    async def abort(self) -> None:
+    async def close(self) -> None:
         if self._open:
-            with asking():
-                await self._file.__aexit__(Exception, None, None)  # what leaves by an exception is aborted
+            try:
+                with asking():
+                    await self._file.__aexit__(Exception, None, None)  # what leaves by an exception is aborted
+            except (StorageFull, StorageUnavailable) as error:
+                log.warning("upload not aborted", reason=error.message)
 
     async def _flush(self) -> None:
         data = self._intake.piece()
@@ -192,5 +198,5 @@ class _ObjectBlob:
         return self._ahead[offset - self._begin : end - self._begin]
 
     async def _fetch(self, begin: int, end: int) -> bytes:
-        with asking():
+        with finding():
             return bytes(await obstore.get_range_async(self._store, self._key, start=begin, end=end))

@@ -1,4 +1,4 @@
-"""A server that speaks as much of S3 as small objects need, and fails as it is told."""
+"""A server that speaks as much of S3 as blobs need, and fails as it is told."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class ObjectServer:
     requests: list[tuple[str, str]] = field(default_factory=list)
     fault: Fault = lambda method, key: None
     keeps_conditions: bool = True
+    _uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)
 
     @property
     def options(self) -> dict[str, str]:
@@ -65,6 +66,23 @@ class ObjectServer:
         found = self.objects.get(key)
         return (404, _error("NoSuchKey")) if found is None else (200, b"" if method == "PUT" else found)
 
+    def upload(self, method: str, key: str, query: dict[str, list[str]], body: bytes) -> tuple[int, bytes]:
+        """Begin, continue, complete or abort an upload in parts; each key has one at a time."""
+        self.requests.append((method, key))
+        if (failing := self.fault(method, key)) is not None:
+            return failing[0], _error(failing[1])
+        if "uploads" in query:
+            self._uploads[key] = {}
+            return 200, b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>"
+        if method == "PUT":
+            self._uploads[key][int(query["partNumber"][0])] = body
+            return 200, b""
+        parts = self._uploads.pop(key)
+        if method == "DELETE":
+            return 204, b""
+        self.objects[key] = b"".join(parts[number] for number in sorted(parts))
+        return 200, b"<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>"
+
     def listing(self, prefix: str) -> bytes:
         """Return all keys below `prefix` at once."""
         entries = "".join(
@@ -92,10 +110,12 @@ def _handler(served: ObjectServer) -> type[BaseHTTPRequestHandler]:
 
         def answer(self) -> None:
             parts = urlsplit(self.path)
-            key, query = parts.path.removeprefix("/bucket").lstrip("/"), parse_qs(parts.query)
+            key, query = parts.path.removeprefix("/bucket").lstrip("/"), parse_qs(parts.query, keep_blank_values=True)
             body = self.rfile.read(int(self.headers["content-length"] or 0))
             if "list-type" in query:
                 status, data = 200, served.listing(query["prefix"][0])
+            elif "uploads" in query or "uploadId" in query:
+                status, data = served.upload(self.command, key, query, body)
             else:
                 status, data = served.do(self.command, key, body, self.headers)
             if status == 200 and (wanted := self.headers["range"]):
@@ -112,7 +132,7 @@ def _handler(served: ObjectServer) -> type[BaseHTTPRequestHandler]:
             if self.command != "HEAD":
                 self.wfile.write(data)
 
-        do_GET = do_PUT = do_HEAD = do_POST = answer  # noqa: N815 - by these names it is called
+        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = answer  # noqa: N815 - by these names it is called
 
         def log_message(self, *args: Any) -> None:
             pass

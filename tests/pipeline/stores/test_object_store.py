@@ -14,7 +14,7 @@ from fakes.object_servers import BUCKET, SECRET, VARIABLES, ObjectServer, run_ob
 from pipeline.errors import ConfigurationError, StorageFull, StorageUnavailable
 from pipeline.settings import Secret, Settings, StorageSettings
 from pipeline.stores import object_parts, object_store
-from pipeline.stores.blobs import Blobs
+from pipeline.stores.blobs import PIECE, Blobs
 from pipeline.stores.local import LocalBlobs
 from pipeline.stores.places import open_places, prove
 
@@ -126,6 +126,28 @@ async def test_what_the_store_says_is_told_by_status_and_code_alone(
     assert SECRET not in str(caught.value)
     with pytest.raises(kind):
         await blobs.fetch(["some", "more"])
+
+
+async def test_a_bucket_that_is_gone_is_no_missing_file(server: ObjectServer, blobs: Blobs) -> None:
+    server.fault = lambda method, key: (404, "NoSuchBucket")
+    with pytest.raises(StorageUnavailable, match="404 NoSuchBucket"):
+        await blobs.replace("some", b"x")
+    with pytest.raises(StorageUnavailable):
+        async with blobs.write("some") as writer:
+            await writer.commit()
+
+
+async def test_an_upload_that_cannot_be_aborted_ends_with_its_own_error(server: ObjectServer, blobs: Blobs) -> None:
+    server.fault = lambda method, key: (503, "SlowDown") if method == "DELETE" else None
+    with pytest.raises(ZeroDivisionError):
+        await give_up(blobs)
+    assert ("DELETE", "some/prefix/batches/some") in server.requests
+
+
+async def give_up(blobs: Blobs) -> None:
+    async with blobs.write("some") as writer:
+        await writer.write(bytes(6 * PIECE))
+        raise ZeroDivisionError
 
 
 async def test_nobody_answering_is_storage_unavailable(server: ObjectServer) -> None:
