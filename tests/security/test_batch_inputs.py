@@ -1,4 +1,4 @@
-"""S1, S5, S27-S32, S35-S37, S42, S43 on a real gateway: batches that are meant to harm, and a provider that counts."""
+"""S1, S5, S27-S32, S35-S37, S40, S42, S43 on a real gateway: hostile batches, and a provider that counts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from fakes.batches import BatchClient, Outcome, line, lines
 from fakes.gateways import Gateway, start_gateway
-from fakes.upstream import Answer, Received, ScriptedUpstream, completion, reply, run_upstream_in_thread
+from fakes.upstream import Answer, Received, ScriptedUpstream, completion, raw, reply, run_upstream_in_thread
 
 pytestmark = [pytest.mark.processes, pytest.mark.anyio, pytest.mark.timeout(240)]
 
@@ -221,6 +221,22 @@ async def test_s37_nothing_of_a_batch_is_there_for_another_key(
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["content-type"] == "application/octet-stream"
     assert re.fullmatch(r"attachment; filename=\"batch_[0-9a-f]{32}_output.jsonl\".*", headers["content-disposition"])
+
+
+async def test_s40_an_input_stays_while_its_batch_runs_and_then_may_go(
+    client: BatchClient, gateway: Gateway, upstream: ScriptedUpstream
+) -> None:
+    upstream.default = lambda received: raw(1.0, *echo(received).steps)
+    batch = await client.create(line("a"))
+    path = f"/v1/files/{batch['input_file_id']}"
+    refused = await client.http.delete(path)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "file_in_use")
+    async with asking(gateway, OTHER) as other:
+        assert (await other.http.delete(path)).status_code == 404
+    outcome = await client.end(batch["id"])
+    outcome.check("a")
+    assert (await client.http.delete(path)).json()["deleted"] is True
+    assert (await client.get(batch["id"]))["status"] == "completed"
 
 
 async def test_s42_results_are_nowhere_before_they_are_told_and_ids_say_nothing(

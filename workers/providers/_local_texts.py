@@ -9,7 +9,7 @@ import math
 import secrets
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -21,7 +21,11 @@ from workers.providers._dialect import UNDECODABLE, Fields, LocalAnswer
 DIMENSIONS: Final = 8
 """Of a vector whose request asks for no number of them: enough to tell texts apart."""
 
-MOST_DIMENSIONS: Final = 4096
+MOST_BYTES: Final = 2**20
+"""Of texts, as JSON: they are read and answered between two looks at everything else."""
+
+MOST_NUMBERS: Final = 2**18
+"""In all vectors of an answer."""
 
 CATEGORIES: Final = (
     "harassment", "harassment/threatening", "hate", "hate/threatening", "illicit", "illicit/violent", "self-harm",
@@ -58,13 +62,15 @@ def text_answer(operation: str, fields: Fields, said: str | None, usage: tuple[i
     """
     Return an answer to a body; completions say `said`, else what they were given, and are streamed when asked to be.
 
-    Without `usage` a token is a word. Raises InvalidRequest for what is no text.
+    Without `usage` a token is a word. Raises InvalidRequest for what is no text, or too much of it.
     """
-    model = msgspec.json.decode(fields["model"], type=str)
+    model, name = msgspec.json.decode(fields["model"], type=str), OPERATIONS[operation].content
+    given = fields.get(name, msgspec.Raw(b"[]"))
+    if len(memoryview(given)) > MOST_BYTES:
+        raise InvalidRequest(f"`{name}` has more than {MOST_BYTES} bytes; this model is for trying out", param=name)
     try:
-        texts, shape = _texts(operation, fields), _decode_shape(_encode(fields))
+        texts, shape = _texts(given), _decode_shape(_encode(fields))
     except UNDECODABLE:
-        name = OPERATIONS[operation].content
         raise InvalidRequest(f"`{name}` is not a text, or a list of them", hint="send a text", param=name) from None
     words = sum(len(text.split()) for text in texts)
     if operation == "embeddings":
@@ -79,9 +85,9 @@ def text_answer(operation: str, fields: Fields, said: str | None, usage: tuple[i
     return LocalAnswer(body=_encode(_completion(model, answers, usage)), usage=usage)
 
 
-def _texts(operation: str, fields: Fields) -> list[str]:
+def _texts(given: msgspec.Raw) -> list[str]:
     """Return the texts of a body; tokens are shown as numbers."""
-    found = _decode_texts(fields.get(OPERATIONS[operation].content, msgspec.Raw(b"[]")))
+    found = _decode_texts(given)
     if isinstance(found, str):
         return [found]
     if found and all(isinstance(item, int) for item in found):  # one text, as tokens
@@ -115,9 +121,12 @@ def _events(model: str, texts: Iterable[str], usage: tuple[int, int] | None) -> 
     yield b"data: [DONE]\n\n"
 
 
-def _embeddings(model: str, texts: Iterable[str], shape: _Shape, words: int) -> dict[str, Any]:
-    """Return a vector for each text, always the same for the same one."""
-    count = min(max(shape.dimensions or DIMENSIONS, 1), MOST_DIMENSIONS)
+def _embeddings(model: str, texts: Sequence[str], shape: _Shape, words: int) -> dict[str, Any]:
+    """Return a vector for each text, always the same for the same one. Raises InvalidRequest."""
+    count = max(shape.dimensions or DIMENSIONS, 1)
+    if count * len(texts) > MOST_NUMBERS:
+        message = f"the vectors would have more than {MOST_NUMBERS} numbers in all; this model is for trying out"
+        raise InvalidRequest(message, param="dimensions")
     data = []
     for index, text in enumerate(texts):
         vector = _vector(text, count)

@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import struct
+import time
 from typing import Any
 
 import pytest
@@ -93,6 +94,21 @@ def test_a_mocked_model_says_its_line_to_each_prompt() -> None:
     assert [choice["text"] for choice in json.loads(call.body)["choices"]] == ["fixed", "fixed"]
     assert call.usage == (10, 20)
     assert isinstance(calls.prepare(mocked, "embeddings", fields).request, LocalAnswer)
+
+
+def test_an_answer_takes_no_longer_than_others_can_wait() -> None:
+    wanted: list[tuple[str, dict[str, Any]]] = [
+        ("embeddings", {"input": ["a"] * 500_000}),
+        ("embeddings", {"input": "a", "dimensions": 2**40}),
+        ("embeddings", {"input": ["a"] * 1000, "dimensions": 4096}),
+        ("completions", {"prompt": [1] * 1_000_000}),
+        ("moderations", {"input": "a" * 2**21}),
+    ]
+    begun = time.process_time()
+    for operation, body in wanted:
+        with pytest.raises(InvalidRequest):
+            answer(operation, **body)
+    assert time.process_time() - begun < 2
 
 
 @pytest.mark.parametrize(
