@@ -174,7 +174,7 @@ class BatchSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of `/v1/batches`, and how they are fed."""
 
     batch_window: int = 8000
-    """Lines of all its batches that one feed process has under way; raise it for slow providers with much capacity."""
+    """Lines of all batches that are under way at a time; raise it for slow providers with much capacity."""
     batch_line_timeout: float = 600.0
     """How long one try of a line may take; raise it for long reasoning models."""
     batch_retention: float = 30 * 86400.0

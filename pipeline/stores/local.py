@@ -247,6 +247,8 @@ class _LocalGrowing(_LocalBlob):
     def _append(self, data: bytes) -> None:
         try:
             self._blobs.check_room(len(data))
+            if os.fstat(self._descriptor).st_size != self.size:
+                os.ftruncate(self._descriptor, self.size)  # what a broken disk did not let go of then
             os.lseek(self._descriptor, self.size, os.SEEK_SET)
             write_all(self._descriptor, data)
             if failpoints.ARMED:

@@ -33,6 +33,9 @@ class Keeper:
         self._desk = desk
         self._owned: dict[str, str] = {}
         """Batches in hand, with the key each belongs to."""
+        self._at_work: dict[str, str] = {}
+        """Likewise those that any process has begun."""
+        self._shares: dict[str, int] = {}
         self._resting: dict[str, float] = {}
 
     async def run(self) -> None:
@@ -42,7 +45,10 @@ class Keeper:
             tasks.start_soon(self._sweep)
             while True:
                 try:
-                    for state in await store.live():
+                    found = await store.live()
+                    self._at_work = {s.request.id: s.request.owner for s in found if s.claims and not s.record.terminal}
+                    self._divide()
+                    for state in found:
                         if len(self._owned) < MOST_OWNED and await self._take(state):
                             tasks.start_soon(self._own, state)
                 except TransportError as error:
@@ -69,6 +75,7 @@ class Keeper:
         if not await self._desk.transport.lease(state.request.hex):
             return False
         self._owned[name] = state.request.owner
+        self._divide()
         return True
 
     async def _own(self, state: BatchState) -> None:
@@ -79,7 +86,7 @@ class Keeper:
                 await put_away(self._desk.store, now)
             elif now is not None and (number := await self._desk.store.claim(now)):
                 log.info("batch taken", batch=name, owner=number, status=now.record.status)
-                await BatchRun(self._desk, now, number).run(lambda: self._share(name))
+                await BatchRun(self._desk, now, number).run(lambda: self._shares[name])
         except Superseded:
             log.warning("batch has another owner", batch=name)
         except (StorageFull, StorageUnavailable, TransportError) as error:
@@ -90,11 +97,14 @@ class Keeper:
             self._resting[name] = anyio.current_time() + RETRY
         finally:
             del self._owned[name]
+            self._divide()
             with anyio.move_on_after(2, shield=True):
                 await self._desk.transport.release(state.request.hex)
 
-    def _share(self, name: str) -> int:
-        """Return how many lines a batch may have open: the window goes in equal parts to keys, and then to batches."""
-        owner = self._owned[name]
-        batches = Counter(self._owned.values())
-        return max(LEAST_SHARE, self._desk.settings.batches.batch_window // len(batches) // batches[owner])
+    def _divide(self) -> None:
+        """Share the window out: in equal parts to keys, and then to their batches, those of other processes too."""
+        batches = Counter((self._at_work | self._owned).values())
+        window = self._desk.settings.batches.batch_window
+        self._shares = {
+            name: max(LEAST_SHARE, window // len(batches) // batches[owner]) for name, owner in self._owned.items()
+        }

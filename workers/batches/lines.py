@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from pipeline.batch_requests import Judge, Request
 from pipeline.catalog import Catalog
 from pipeline.intake import DISPATCH, RESOLVE_DISPATCH
@@ -16,11 +19,14 @@ from workers.batches.outages import needed
 class LineReader(Judge):
     """Turns lines into requests and jobs."""
 
-    def __init__(self, request: BatchRequest, settings: Settings, catalog: Catalog) -> None:
+    def __init__(
+        self, request: BatchRequest, settings: Settings, catalog: Catalog, clock: Callable[[], float] = time.time
+    ) -> None:
         super().__init__(request.endpoint, request.allowed_models, catalog)
         self._request = request
         self._timeout_ms = int(settings.batches.batch_line_timeout * 1000)
         self._config = settings.digest
+        self._clock = clock
         self._reply_to = keyspace.LINES + request.hex
 
     def needs(self, job: Job) -> tuple[str, ...]:
@@ -29,12 +35,13 @@ class LineReader(Judge):
         return needed(job, group.name if group else job.model)
 
     def job(self, request: Request, job_id: str, now: int) -> Job:
-        """Return the job of a line; `now` is the server's time in ms."""
+        """Return the job of a line; `now` is the server's time in ms. It has until its batch expires, at most."""
+        left = int((self._request.expires - self._clock()) * 1000)
         return Job(
             id=job_id,
             operation=self.operation,
             stages_left=DISPATCH if request.prompt is None else RESOLVE_DISPATCH,
-            deadline=now + self._timeout_ms,
+            deadline=now + min(self._timeout_ms, left),
             admitted=now,
             since=now,
             reply_to=self._reply_to,

@@ -68,7 +68,7 @@ class BatchRun:
         self._owner = owner
         self._cancelled = state.cancelled
         self._ledger = Ledger(desk.store, request, msgspec.structs.replace(state.record, owner=owner), Done())
-        self._reader = LineReader(request, desk.settings, desk.catalog)
+        self._reader = LineReader(request, desk.settings, desk.catalog, desk.now)
         self._ended_by = ""
         self._collector: Collector | None = None
 

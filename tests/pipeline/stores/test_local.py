@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import stat
@@ -192,6 +193,25 @@ async def test_the_name_of_a_growing_blob_is_durable_before_what_is_appended(
         pass
     assert steps == ["directory", "contents"]
     assert names_in(root) == ["some.growing"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.EDQUOT])
+async def test_an_append_to_a_broken_disk_is_done_again_as_if_it_had_never_been(
+    blobs: LocalBlobs, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(number, "no")
+
+    async with blobs.grow("some") as growing:
+        await growing.append(b"one\n")
+        with monkeypatch.context() as broken:
+            broken.setattr("os.fdatasync", refuse)
+            broken.setattr("os.ftruncate", refuse)
+            with pytest.raises(StorageFull):
+                await growing.append(b"a longer one\n")
+        await growing.append(b"two\n")
+    async with blobs.grow("some") as growing:
+        assert await growing.read(0, 100) == b"one\ntwo\n"
 
 
 async def test_an_append_that_the_disk_refuses_leaves_no_half_line(blobs: LocalBlobs) -> None:

@@ -202,8 +202,10 @@ async def all_of(waiting: Callable[[], Awaitable[list[str]]], count: int) -> boo
 async def test_the_window_is_shared_by_keys_and_then_by_batches(server: Server, settings: Settings) -> None:
     wide = msgspec.structs.replace(settings, batches=BatchSettings(batch_window=120))
     keeper = Keeper(make_desk(server, wide))
-    keeper._owned = {"a1": "a", "a2": "a", "a3": "a", "b1": "b"}
-    assert [keeper._share(name) for name in keeper._owned] == [20, 20, 20, 60]
+    keeper._owned = {"a1": "a", "a2": "a", "b1": "b"}
+    keeper._at_work = {"a1": "a", "a3": "a"}
+    keeper._divide()
+    assert keeper._shares == {"a1": 20, "a2": 20, "b1": 60}
 
 
 async def test_a_batch_that_loses_its_input_keeps_what_is_done(server: Server, settings: Settings) -> None:

@@ -1,0 +1,80 @@
+"""Keys with batches get equal shares, however many batches they have and whichever process runs them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import httpx2
+import pytest
+from fakes.batches import BatchClient, lines
+from fakes.gateways import Gateway, start_gateway
+from fakes.upstream import ScriptedUpstream, completion, raw, reply, run_upstream_in_thread
+from fakes.waiting import wait_until
+
+pytestmark = [pytest.mark.processes, pytest.mark.anyio, pytest.mark.timeout(120)]
+
+FAIR = 0.95
+LINES = 1500
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[ScriptedUpstream]:
+    with run_upstream_in_thread() as running:
+        running.default = lambda received: raw(0.3, *reply(completion(received.json["model"])).steps)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, upstream: ScriptedUpstream) -> Iterator[Gateway]:
+    directory: Path = tmp_path_factory.mktemp("shares")
+    config = (
+        "model_list:\n"
+        "  - model_name: gpt-4\n"
+        f"    litellm_params: {{model: openai/gpt-4, api_base: '{upstream.url}', api_key: sk-upstream}}\n"
+        "general_settings: {master_key: sk-the-master-key}\n"
+        "promptmill_settings: {batch_window: 120, keys: {one: sk-of-one, five: sk-of-five}}\n"
+    )
+    with start_gateway(directory, "--scale", "feed=2", config=config) as running:
+        yield running
+
+
+@pytest.fixture
+async def clients(gateway: Gateway) -> AsyncIterator[list[BatchClient]]:
+    async with AsyncExitStack() as stack:
+        found = []
+        for key in ("sk-of-one", "sk-of-five"):
+            headers = {"Authorization": f"Bearer {key}"}
+            http = httpx2.AsyncClient(base_url=gateway.url, timeout=30, headers=headers)
+            found.append(BatchClient(await stack.enter_async_context(http)))
+        yield found
+
+
+def jain(shares: list[int]) -> float:
+    return sum(shares) ** 2 / (len(shares) * sum(share * share for share in shares))
+
+
+async def test_one_large_batch_and_five_small_ones_of_another_key_get_equal_shares(clients: list[BatchClient]) -> None:
+    one, five = clients
+    ids = [[(await one.create(lines(LINES)))["id"]], [(await five.create(lines(LINES // 5)))["id"] for _ in range(5)]]
+
+    async def done() -> list[list[int]]:
+        return [[await client.done(name) for name in names] for client, names in zip(clients, ids, strict=True)]
+
+    async def all_run() -> bool:
+        return all(all(counts) for counts in await done())
+
+    await wait_until(all_run, timeout=30)
+    before = await done()
+    reached = [sum(counts) for counts in before]
+
+    async def much_was_done() -> bool:
+        return sum(map(sum, await done())) >= sum(reached) + 900
+
+    await wait_until(much_was_done, timeout=60)
+    shares = [sum(counts) - start for counts, start in zip(await done(), reached, strict=True)]
+    for client, names in zip(clients, ids, strict=True):
+        for name in names:
+            await client.http.post(f"/v1/batches/{name}/cancel")
+    assert jain(shares) >= FAIR, shares
