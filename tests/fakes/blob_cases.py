@@ -139,6 +139,20 @@ async def names_are_found_by_how_they_begin_and_by_age(blobs: Blobs) -> None:
     assert await blobs.names(idle=3600) == []
 
 
+async def what_is_below_is_beside(blobs: Blobs) -> None:
+    below = blobs.below("inner")
+    await store(below, "some", b"inner")
+    await blobs.replace("some", b"outer")
+    async with below.grow("more") as growing:
+        await growing.append(b"x")
+    assert await blobs.names() == await below.names() == ["some"]
+    assert await contents(below, "some") == b"inner"
+    await below.sweep(idle=0)
+    await blobs.sweep(idle=0)
+    assert await blobs.delete("some")
+    assert await below.fetch(["some"]) == {"some": b"inner"}
+
+
 async def what_was_never_begun_is_empty(blobs: Blobs) -> None:
     assert await blobs.names() == []
     await blobs.sweep(idle=0)
@@ -202,6 +216,7 @@ CASES: list[Case] = [
     several_small_blobs_come_at_once_and_missing_ones_do_not,
     of_several_that_create_one_succeeds,
     names_are_found_by_how_they_begin_and_by_age,
+    what_is_below_is_beside,
     what_was_never_begun_is_empty,
     a_growing_blob_goes_on_where_it_was_left_and_is_no_finished_one,
     a_growing_blob_is_read_as_it_was_while_its_writer_goes_on,
