@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.promptmill-set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos chaos-long lint format bench clean
+.PHONY: help setup demo test chaos chaos-long lint format bench recording clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -61,6 +61,9 @@ format: setup ## Put all files in the one style
 
 bench: setup ## Measure throughput and CPU per request on this machine
 	$(BIN)/python -m benchmarks
+
+recording: setup ## Record `promptmill batch run` in a terminal, for docs/batches.md
+	PYTHONPATH=tests $(BIN)/python -m recording
 
 clean: ## Remove what the tools leave behind, and the environment
 	rm -rf $(VENV) .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist

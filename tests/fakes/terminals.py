@@ -121,6 +121,7 @@ def in_terminal(*arguments: str, cwd: Path, environment: Mapping[str, str]) -> I
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
     command = [sys.executable, "-c", _TAKE_TERMINAL, sys.executable, "-P", "-m", "pipeline", *arguments]
     variables = {**environment, "TERM": "xterm-256color", "LANG": "C.UTF-8"}
+    variables.pop("COLORTERM", None)
     process = subprocess.Popen(
         command, cwd=cwd, env=variables, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
     )

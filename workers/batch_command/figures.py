@@ -24,13 +24,15 @@ class Pace:
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
 
-    def see(self, now: float, done: int) -> float:
-        """Take note of how many lines are done, and return lines per second."""
-        self._seen.append((now, done))
+    def see(self, now: float, batch: Batch) -> float:
+        """Take note of how many lines are done, and return lines per second, beginning with the first."""
+        if not batch.done:
+            self._seen.clear()
+        self._seen.append((now, batch.done))
         while len(self._seen) > 2 and now - self._seen[0][0] > RECENT:
             self._seen.popleft()
         since, before = self._seen[0]
-        return (done - before) / (now - since) if now > since else 0.0
+        return (batch.done - before) / (now - since) if now > since else 0.0
 
 
 def headline(batch: Batch, pace: float) -> list[str]:
@@ -115,7 +117,7 @@ def size(count: float) -> str:
 
 def _limits(said: Progress) -> str:
     refused = said.causes.get(UpstreamOverloaded.code, 0)
-    resting = ", ".join(f"{name} {wait:.0f}s" for name, wait in said.backing_off.items())
-    if not refused and not resting:
-        return ""
-    return f"429s {refused:,}" + (f" (backing off {resting})" if resting else "")
+    resting = ", ".join(f"{name} {max(1.0, wait):.0f}s" for name, wait in said.backing_off.items())
+    if refused:
+        return f"429s {refused:,}" + (f" (backing off {resting})" if resting else "")
+    return f"backing off {resting}" if resting else ""

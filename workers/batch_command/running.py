@@ -67,7 +67,7 @@ class Service:
         settings = self._place.settings()
         if settings is None:
             raise places.nobody(directory)
-        click.echo(f"starting a gateway with {settings.source}", err=True)
+        click.echo(f"starting a gateway with {Path(settings.source).name}", err=True)
         self.started = places.start(self._place, settings).pid
 
     def _stop(self) -> None:

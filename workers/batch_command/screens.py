@@ -62,7 +62,7 @@ class Bar:
 
     def show(self, seen: bytes) -> None:
         batch, now = read_batch(seen), self._now()
-        pace = self._pace.see(now, batch.done)
+        pace = self._pace.see(now, batch)
         bar = self._bar(batch.done, batch.counts.total, figures.headline(batch, pace))
         rows: list[RenderableType] = [bar]
         self._ended = bar if batch.ended else None
@@ -104,7 +104,7 @@ class Lines:
 
     def show(self, seen: bytes) -> None:
         batch, now = read_batch(seen), self._now()
-        pace = self._pace.see(now, batch.done)
+        pace = self._pace.see(now, batch)
         if now - self._said_at < LINE_EVERY and not batch.ended:
             return
         words = [self._name, *figures.headline(batch, pace), figures.concern(batch, now - self._begun)]

@@ -82,14 +82,14 @@ def lines(told: Summary) -> list[str]:
         facts.append(f"{figures.short(told.tokens.total_tokens)} tokens ({given} in, {made} out)")
     if told.retries:
         facts.append(f"{told.retries:,} retries")
-    said = [f"{told.batch} {told.status}: {', '.join(facts)}"]
+    said = [", ".join(facts)]
     if told.failed:
         said += [f"{told.failed:,} lines failed:", *table(told.failures)]
     if told.output and told.answers_in_output:
         said.append(f"answers   {told.output}  ({told.answers_in_output:,} lines)")
     if told.errors:
         said.append(f"failures  {told.errors}  (the same command again runs only these)")
-    return said
+    return [*said, f"batch     {told.batch}  ({told.status})"]
 
 
 def refused(batch: Batch, name: str, number: Callable[[int], int]) -> ConfigurationError:

@@ -122,6 +122,8 @@ def answered(batch: str, number: int, custom_id: str, reply: Reply, body: bytes)
 def refused(batch: str, number: int, custom_id: str, error: ErrorFields, facts: Facts | None = None) -> bytes:
     """Return the line of an error file for a request that was answered with an error."""
     said = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    if error.hint:
+        said["hint"] = error.hint
     response = {"status_code": error.status, "request_id": f"req_{batch}_{number}", "body": {"error": said}}
     return _line(batch, number, custom_id, response, None, facts)
 

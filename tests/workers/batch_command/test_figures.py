@@ -53,6 +53,7 @@ def test_what_a_gateway_does_not_say_is_left_out() -> None:
     assert figures.headline(batch(), 0.0) == ["7,412/10,000", "0/s", "ok 7,398", "failed 14"]
     assert figures.headline(batch(status="completed"), 9.0) == ["7,412/10,000", "ok 7,398", "failed 14", "completed"]
     assert figures.details(batch()) == "in flight 0"
+    assert figures.details(batch(promptmill=Progress(backing_off={"m": 0.4}))) == "in flight 0 · backing off m 1s"
     assert figures.details(batch(promptmill=Progress(dead=2))) == "in flight 0 · dead 2 (promptmill dead list)"
 
 
@@ -64,10 +65,14 @@ def test_a_batch_that_stands_still_says_why() -> None:
 
 
 def test_the_pace_is_that_of_the_last_seconds() -> None:
+    def done(count: int) -> Batch:
+        return batch(request_counts=Counts(2000, count, 0))
+
     pace = figures.Pace()
-    assert pace.see(0.0, 0) == 0.0
-    assert pace.see(10.0, 100) == 10.0
-    assert pace.see(20.0, 1100) == 100.0
+    assert pace.see(0.0, done(0)) == 0.0
+    assert pace.see(30.0, done(0)) == 0.0
+    assert pace.see(40.0, done(100)) == 10.0
+    assert pace.see(50.0, done(1100)) == 100.0
 
 
 @pytest.mark.parametrize(
