@@ -114,9 +114,7 @@ class LocalBlobs:
         return _LocalWriter(self, self._create(part, os.O_WRONLY | os.O_EXCL, size), part, path)
 
     def _create(self, path: Path, flags: int, size: int = 0) -> int:
-        if not self._root.exists():
-            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            sync_directory(self._root.parent)
+        make_private(self._root)
         self.check_room(size)
         return os.open(path, flags | os.O_CREAT, 0o600)
 
@@ -264,6 +262,14 @@ def write_all(descriptor: int, data: bytes) -> None:
     left = memoryview(data)
     while left:
         left = left[os.write(descriptor, left) :]
+
+
+def make_private(directory: Path) -> None:
+    """Make a directory and those it is in, durably and for this user alone; those that are there stay as they are."""
+    if not directory.exists():
+        make_private(directory.parent)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        sync_directory(directory.parent)
 
 
 def sync_directory(directory: Path) -> None:

@@ -20,6 +20,11 @@ RETRY_AFTER: Final = 5.0
 
 _STATUS: Final = re.compile(r"status code: (\d{3})", re.ASCII)
 _CODE: Final = re.compile(r"<Code>(\w{1,60})</Code>", re.ASCII)
+_PHRASES: Final = {
+    "timed out": "timed out",
+    "error sending request": "no answer",
+    "redirect without LOCATION": "redirected: is the region right?",
+}
 _FULL: Final = frozenset(["507", "QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"])
 
 T = TypeVar("T")
@@ -53,7 +58,7 @@ def reason(error: Exception) -> str:
     text = str(error)
     found = [match[1] for match in (_STATUS.search(text), _CODE.search(text)) if match is not None]
     if not found:
-        found = ["timed out" if "timed out" in text else "no answer" if "error sending request" in text else "failed"]
+        found = [ours for theirs, ours in _PHRASES.items() if theirs in text][:1] or ["failed"]
     return " ".join([*found, type(error).__name__])
 
 

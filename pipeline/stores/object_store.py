@@ -40,7 +40,7 @@ RETRIES: Final[Any] = {
 PATIENCE: Final = 10.0
 """Seconds a process waits at its start for a store that does not answer."""
 
-REFUSALS: Final = ("400", "401", "403", "404", "405", "501")
+REFUSALS: Final = ("redirected:", "400", "401", "403", "404", "405", "501")
 """Answers that will be the same next time."""
 
 
@@ -77,7 +77,7 @@ async def prove(url: str, options: Mapping[str, str]) -> str:
         with anyio.fail_after(PATIENCE):
             keeps_conditions = await _try_out(store, key)
     except TimeoutError:
-        return f"storage {url} does not answer"
+        return f"storage {url} does not answer, or there are no credentials for it"
     except (BaseError, OSError) as error:
         said = reason(error)
         if not any(word in REFUSALS for word in said.split()):

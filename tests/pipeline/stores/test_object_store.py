@@ -55,7 +55,10 @@ def test_a_store_that_creates_what_is_there_is_refused(server: ObjectServer) -> 
     assert server.objects == {}
 
 
-@pytest.mark.parametrize(("status", "code"), [(403, "AccessDenied"), (404, "NoSuchBucket"), (501, "NotImplemented")])
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(403, "AccessDenied"), (404, "NoSuchBucket"), (501, "NotImplemented")],
+)
 def test_a_store_that_will_never_do_is_refused_in_its_code_and_our_words(
     server: ObjectServer, status: int, code: str
 ) -> None:
@@ -64,6 +67,12 @@ def test_a_store_that_will_never_do_is_refused_in_its_code_and_our_words(
         prove(configured(server), VARIABLES)
     assert "the bucket must exist" in caught.value.hint
     assert SECRET not in caught.value.message
+
+
+def test_a_wrong_region_is_guessed_from_a_redirection(server: ObjectServer) -> None:
+    server.fault = lambda method, key: (301, "PermanentRedirect")
+    with pytest.raises(ConfigurationError, match="redirected: is the region right"):
+        prove(configured(server), VARIABLES)
 
 
 def test_a_store_that_is_away_is_a_doubt_and_no_refusal(server: ObjectServer) -> None:
@@ -76,7 +85,9 @@ def test_a_store_that_does_not_answer_is_waited_for_a_while(
     server: ObjectServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(object_store, "PATIENCE", 0.0)
-    assert prove(configured(server), VARIABLES) == f"storage {BUCKET} does not answer"
+    assert (
+        prove(configured(server), VARIABLES) == f"storage {BUCKET} does not answer, or there are no credentials for it"
+    )
 
 
 def test_options_that_obstore_does_not_know_are_refused(server: ObjectServer) -> None:
