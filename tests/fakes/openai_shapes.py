@@ -3,7 +3,7 @@ OpenAI's published schema of files and batches, as far as it can be checked: key
 
 After `Batch`, `BatchRequestOutput`, `OpenAIFile`, `ListFilesResponse`, `ListBatchesResponse` and `DeleteFileResponse`
 of OpenAI's OpenAPI description, and the types of openai-python 3. Stricter in one thing: every key has to be there.
-Only `promptmill` is our own.
+Null stands for what there is not, as in OpenAI's own examples. Only `promptmill` is our own.
 """
 
 from __future__ import annotations
