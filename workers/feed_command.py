@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from typing import Any
+from typing import Any, Final
 
 import anyio
 import click
@@ -18,6 +19,9 @@ from pipeline.stores.places import open_places, prove
 from pipeline.transport.feeding import FeedTransport
 from workers.batches.keeper import Keeper
 from workers.batches.run import Desk
+
+NICENESS: Final = 5
+"""How far feeding stands back where processors are short: live requests are served by other processes."""
 
 log = logs.logger("feed")
 
@@ -37,6 +41,7 @@ def feed(config: str | None, data_dir: str | None, debug: bool) -> None:
     logs.configure(debug=debug)
     settings = startup.Source(config, data_dir).load()
     startup.spare_collections()
+    os.nice(NICENESS)
     try:
         if doubt := prove(settings):
             log.warning("batches may have to wait", reason=doubt)

@@ -46,6 +46,12 @@ BATCH_GLANCE: Final = 0.01
 QUICK_GLANCE: Final = 0.001
 """Half of what the first such read waits; each further one waits twice as long as the one before."""
 
+BESIDE: Final = 16
+"""Entries of a lane in one read while both lanes have some: live jobs wait for no more than that many batch jobs."""
+
+LATELY: Final = 2.0
+"""Seconds for which a lane that had entries is expected to have more."""
+
 MOVE_MOST: Final = 128
 UNREADABLE: Final = Job(id="", operation="", stages_left=(), deadline=0)
 """Stands for the job of an entry that does not decode."""
@@ -85,6 +91,8 @@ class StageStream:
         self._read_failed = False
         self._live_was_full = False
         self._live_was_empty = False
+        self._seen = dict.fromkeys(LANES, -math.inf)
+        """When entries of each lane were read the last time."""
         self._glance = QUICK_GLANCE
         self._backoff = Backoff()
 
@@ -173,6 +181,8 @@ class StageStream:
             for stream, batch in reply or ()
             for entry, fields in batch
         ]
+        now = anyio.current_time()
+        self._seen.update((found[stream.decode()], now) for stream, _ in reply or ())
         live = sum(1 for lane, *_ in entries if lane == LIVE)
         self._live_was_full = live >= count
         self._live_was_empty = LIVE in lanes and not live
@@ -190,7 +200,8 @@ class StageStream:
         if self._live_was_full:
             return (LIVE,), room, block
         if room > 1:
-            return LANES, max(1, min(room // 2, batch_room)), block
+            beside = min(self._seen.values()) > anyio.current_time() - LATELY
+            return LANES, max(1, min(room // 2, batch_room, BESIDE if beside else room)), block
         return ((BATCH if self._live_was_empty else LIVE),), 1, GLANCE
 
     def _fresh(self, entries: list[tuple[str, str, list[Any], int]]) -> list[tuple[str, str, list[Any], int]]:

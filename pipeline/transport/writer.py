@@ -12,7 +12,7 @@ from redis.exceptions import OutOfMemoryError
 
 from pipeline import failpoints, logs, metrics
 from pipeline.errors import InternalError, TransportError
-from pipeline.job import Frame
+from pipeline.job import BATCH, Frame
 from pipeline.stage import Done, Fail
 from pipeline.transport import keyspace
 from pipeline.transport.clock import ServerClock
@@ -63,7 +63,10 @@ class Writer:
     def settle(self, delivery: HeldDelivery, effect: Effect) -> None:
         """Write the outcome of a delivery and acknowledge it, in one step, soon."""
         delivery.settled = True
-        self._settlements.append((delivery, effect))
+        if delivery.source.lane == BATCH:
+            self._settlements.append((delivery, effect))
+        else:  # a live answer waits for no others: of those there are few, and of a batch thousands
+            self._settlements.appendleft((delivery, effect))
         self._wake_up(urgent=True)
 
     def frame(self, delivery: HeldDelivery, frame: Frame) -> None:

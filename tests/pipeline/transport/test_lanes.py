@@ -12,6 +12,7 @@ from fakes.waiting import wait_until
 from pipeline.job import BATCH, LIVE
 from pipeline.stage import Done
 from pipeline.transport import keyspace
+from pipeline.transport.stage_stream import BESIDE
 
 pytestmark = pytest.mark.anyio
 QUICK = settings(transport=quick())
@@ -100,3 +101,29 @@ async def test_a_batch_job_whose_outcome_is_still_to_be_written_is_in_nobodys_wa
 
 async def _done() -> Done:
     return Done()
+
+
+async def test_while_live_jobs_come_a_read_brings_few_of_a_batch(url: str, monkeypatch) -> None:
+    async with raw_link(url) as link, stage_stream(url, slots=400, lease=60) as stream:
+        live, batch = Rival(link, "dispatch", LIVE), Rival(link, "dispatch", BATCH)
+        for _ in range(100):
+            await batch.add(_job(BATCH))
+        await live.add(_job(LIVE))
+        await stream.prepare()
+        assert len(await stream.fetch(60)) == 31
+        assert len(await stream.fetch(60)) == BESIDE
+        monkeypatch.setattr("pipeline.transport.stage_stream.LATELY", 0.0)
+        assert len(await stream.fetch(60)) == 30
+
+
+async def test_live_outcomes_are_written_before_those_of_a_batch(url: str) -> None:
+    async with raw_link(url) as link, stage_stream(url) as stream:
+        live, batch = Rival(link, "dispatch", LIVE), Rival(link, "dispatch", BATCH)
+        await batch.add(_job(BATCH))
+        await live.add(_job(LIVE))
+        await stream.prepare()
+        deliveries = sorted(await stream.fetch(2), key=lambda delivery: delivery.source.lane)
+        writer = deliveries[0]._writer
+        for delivery in deliveries:
+            writer.settle(delivery, Done())
+        assert [delivery.source.lane for delivery, _ in writer._settlements] == [LIVE, BATCH]
