@@ -69,6 +69,8 @@ def gateway(directory: Path, upstream: ScriptedUpstream, failpoints: Path) -> It
         "model_list:\n"
         "  - model_name: gpt-4\n"
         f"    litellm_params: {{model: openai/gpt-4, api_base: '{upstream.url}', api_key: sk-upstream}}\n"
+        "  - model_name: barred\n"
+        f"    litellm_params: {{model: openai/barred, api_base: '{upstream.url}', api_key: sk-upstream}}\n"
         "litellm_settings: {callbacks: mine.mine}\n"
         f"promptmill_settings: {{batch_window: {WINDOW}, lease: 2}}\n"
     )
@@ -182,6 +184,21 @@ async def test_lines_wait_out_a_provider_that_is_down_or_overloaded(
     outcome = await client.end((await client.create(lines(50)))["id"])
     outcome.check(IDS[:50])
     assert len(outcome.output) == 50
+
+
+async def test_a_key_that_its_provider_refuses_costs_no_line(client: BatchClient, upstream: ScriptedUpstream) -> None:
+    upstream.default = lambda _: failure(401, "no such key")
+    made = await client.create(lines(LINES, model="barred"))  # the other's pace is what other tests left
+
+    async def waits() -> bool:
+        return bool((await client.get(made["id"]))["promptmill"]["paused"] == "upstream_auth_failed")
+
+    await wait_until(waits, timeout=30)
+    assert len(upstream.requests) <= 2 * WINDOW
+    upstream.default = echo  # the operator mended it
+    outcome = await client.end(made["id"])
+    outcome.check(IDS)
+    assert len(outcome.output) == LINES
 
 
 async def test_a_cancelled_batch_keeps_what_is_done_and_says_what_is_not(
