@@ -29,6 +29,8 @@ from pipeline.settings import (
     StorageSettings,
     TransportSettings,
 )
+from pipeline.stores.batch_lines import BatchLine, check_line
+from pipeline.stores.lines import Line
 from pipeline.transport import keyspace
 from pipeline.yaml_source import Node
 
@@ -200,6 +202,12 @@ def test_what_goes_in_and_out_of_the_quick_start_is_json() -> None:
     assert json.loads(asked) == before
     added = [{"role": "system", "content": "Be a good Bot!"}, *before["messages"]]
     assert after == {"model": before["model"], "messages": added}
+
+
+def test_the_lines_of_the_batch_guide_can_run() -> None:
+    for block in blocks("docs/batches.md", "json"):
+        checked = check_line(Line(1, 0, len(block), block.strip().encode()), "/v1/chat/completions")
+        assert isinstance(checked, BatchLine), checked
 
 
 def test_the_procfile_shown_is_the_packaged_one() -> None:

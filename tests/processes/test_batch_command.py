@@ -151,6 +151,8 @@ def test_the_lines_that_cannot_run_are_named_as_they_stand_in_the_input(command:
     assert command("watch", failed) == 1
     assert "line 2: An earlier line" in command.out
     assert command("status", failed) == 1
+    assert command("results", failed) == 2
+    assert "line 2: An earlier line" in command.err
 
 
 def test_a_batch_whose_id_was_lost_is_found_again(

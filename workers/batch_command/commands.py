@@ -140,6 +140,8 @@ def results(batch_id: str, output: Path | None, as_json: bool) -> int:
     """
     with options.gateway() as gateway:
         ended = _ended(gateway, batch_id)
+        if ended.status == "failed":
+            raise summary.refused(ended, batch_id, lambda line: line)
         if output is None:
             _print_content(gateway, ended.output_file_id)
             return summary.summary(ended).exit_code

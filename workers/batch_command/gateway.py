@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -21,6 +21,8 @@ from pipeline.stores.batch_records import TERMINAL
 _UNSAFE: Final = re.compile(r'[\x00-\x1f"\\\\]')
 _BUSY: Final = (429, 500, 502, 503, 504)
 _TIMEOUT: Final = httpx2.Timeout(30.0, connect=5.0)
+_UPLOAD_TIMEOUT: Final = httpx2.Timeout(600.0, connect=5.0, write=60.0)
+"""The answer comes when all of the file is on the disk, and looked at if the gateway does so."""
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -92,6 +94,10 @@ class GatewayAway(TransportError):
     """The gateway cannot be reached, or cannot serve now: it may later."""
 
 
+class GatewayGone(TransportError):
+    """The gateway has ended, and nobody starts it again."""
+
+
 class _Page(msgspec.Struct, frozen=True):
     data: tuple[msgspec.Raw, ...]
     last_id: str | None = None
@@ -152,7 +158,7 @@ class Gateway:
             "content-type": f"multipart/form-data; boundary={boundary}",
             "content-length": str(len(head) + size + len(tail)),
         }
-        answer = self._ask("POST", "/v1/files", content=form(), headers=headers, timeout=None)
+        answer = self._ask("POST", "/v1/files", content=form(), headers=headers, timeout=_UPLOAD_TIMEOUT)
         return _read_file(answer).id
 
     def create(self, file_id: str, endpoint: str, metadata: dict[str, str]) -> Batch:
@@ -206,14 +212,18 @@ class Gateway:
 
     @contextmanager
     def _speaking(self) -> Iterator[None]:
-        """Turn what the connection may come to into GatewayAway, and look for the gateway anew."""
+        """Turn what the connection may come to into GatewayAway, and look for the gateway anew. Raises GatewayGone."""
         try:
             yield
         except httpx2.TransportError as error:
             url, said = self.url, str(error) or type(error).__name__
-            with suppress(PipelineError):  # it is not there yet: ask again where it was
-                self.url = self._find()
             self._client.close()
+            try:
+                self.url = self._find()
+            except GatewayGone:
+                raise
+            except PipelineError:
+                pass  # it is not there yet: ask again where it was
             self._client = self._connect()
             raise GatewayAway(
                 f"the gateway at {url} cannot be reached ({said})", hint="start it with `promptmill up`, or check --url"

@@ -15,7 +15,7 @@ import msgspec
 from pipeline import commands_down, configuration, lockfile, startup
 from pipeline.errors import ConfigurationError, TransportError
 from pipeline.settings import Settings
-from workers.batch_command.gateway import Gateway
+from workers.batch_command.gateway import Gateway, GatewayGone
 
 URL_VARIABLE: Final = "PROMPTMILL_URL"
 KEY_VARIABLE: Final = "PROMPTMILL_API_KEY"
@@ -50,9 +50,13 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         """Return its data directory."""
         return startup.find_data_dir(self.settings(), self.data_dir)
 
-    def open(self) -> Gateway:
-        """Return the gateway that runs. Raises ConfigurationError when nothing says where, and GatewayAway."""
-        gateway = Gateway(self._finder(), self._key())
+    def open(self, started: int = 0) -> Gateway:
+        """
+        Return the gateway that runs, and that nobody starts again if it is the process that this command `started`.
+
+        Raises ConfigurationError when nothing says where, and GatewayAway.
+        """
+        gateway = Gateway(self._finder(started), self._key())
         try:
             gateway.check()
         except BaseException:
@@ -65,7 +69,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         running = lockfile.running_in(self.directory())
         return running if running is not None and running.url else None
 
-    def _finder(self) -> Callable[[], str]:
+    def _finder(self, started: int) -> Callable[[], str]:
         if url := self.named:
             if not url.startswith(("http://", "https://")):
                 raise ConfigurationError(f"{url} is no address of a gateway; write http://HOST:PORT")
@@ -74,6 +78,12 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
         def find() -> str:
             running = lockfile.running_in(directory)
+            if started and (running is None or running.pid != started):
+                log = directory / LOG
+                raise GatewayGone(
+                    f"the gateway that was started for this, process {started}, has ended; its log is {log}",
+                    hint="give the same command again: the batch goes on where it was",
+                )
             if running is None:
                 raise nobody(directory)
             return _ready(running.pid, directory)

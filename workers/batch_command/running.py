@@ -38,9 +38,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Service:
-    """
-    The gateway a run uses. One that was `started` for it is stopped in the end, unless its id is taken away.
-    """
+    """The gateway a run uses. One that was `started` for it is stopped in the end, unless its id is taken away."""
 
     def __init__(self, place: Place, known: State | None) -> None:
         self._place = place
@@ -48,7 +46,7 @@ class Service:
         if place.named is None:
             self._find(known)
         try:
-            self.gateway = place.open()
+            self.gateway = place.open(self.started)
         except BaseException:
             self._stop()
             raise
@@ -99,7 +97,7 @@ class Run:
                 told = self._collect(service.gateway, batch, screen)
         except KeyboardInterrupt:
             if batch is None:
-                click.echo("interrupted: nothing was submitted", err=True)
+                click.echo("interrupted before there was a batch", err=True)
                 raise
             service.started, kept = 0, service.started  # it goes on with the batch
             return self._detach(batch, kept)

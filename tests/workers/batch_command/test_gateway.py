@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fakes.upstream import CUT, Answer, Received, ScriptedUpstream, raw, reply, run_upstream_in_thread
 
+from pipeline import lockfile
 from pipeline.errors import ConfigurationError, NotFound
 from workers.batch_command import watching
-from workers.batch_command.gateway import Gateway, GatewayAway
+from workers.batch_command.gateway import Gateway, GatewayAway, GatewayGone
 from workers.batch_command.outputs import fetch
+from workers.batch_command.places import Place
 from workers.batch_command.screens import Lines
 from workers.batch_command.watching import watch
 
@@ -92,6 +95,19 @@ def test_a_gateway_that_moves_is_followed(server: ScriptedUpstream) -> None:
         gateway.check()
     server.script(reply({"data": []}))
     gateway.check()
+    gateway.close()
+
+
+def test_a_gateway_that_was_started_for_a_batch_is_not_waited_for_when_it_has_ended(
+    server: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("PROMPTMILL_URL", raising=False)
+    server.script(reply({"data": []}), raw(CUT))
+    with lockfile.hold(tmp_path) as lock:
+        lock.publish(lockfile.Running(pid=os.getpid(), url=server.url))
+        gateway = Place(data_dir=str(tmp_path)).open(started=os.getpid())
+    with pytest.raises(GatewayGone, match="has ended; its log is"):
+        watch(gateway, "batch_1", Lines("in"))
     gateway.close()
 
 
