@@ -75,8 +75,9 @@ def _reference(view: View, operation: str, group: Group | None, header: Callable
 
 def _check_without_prompt(view: View, operation: str, name: str) -> None:
     """Nobody will add what is missing."""
-    content, required = OPERATIONS[operation].content, OPERATIONS[operation].required
-    if required and not kind(getattr(view, content)):
+    asked = OPERATIONS[operation]
+    content = asked.content
+    if asked.required and not kind(getattr(view, content)):
         raise InvalidRequest(f"`{content}` is missing; send it, or reference a prompt by `prompt_id`", param=content)
     if not name:
         raise InvalidRequest("`model` is missing; `GET /v1/models` lists what there is", param="model")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
+from fakes.configs import settings
 from fakes.fuzzing import fuzz
 from fakes.uploads import JSONL, field, file_part, form
 from hypothesis import given
@@ -9,10 +13,15 @@ from hypothesis import strategies as st
 
 from ingress.multipart import Form
 from ingress.transfer import wanted_range
+from pipeline.batch_requests import Judge
+from pipeline.batch_validation import count_inputs
+from pipeline.catalog import Catalog
 from pipeline.errors import InvalidRequest, RangeNotSatisfiable
+from pipeline.intake import BATCHED
 from pipeline.stores.batch_lines import BatchLine, LineError, check_line
 from pipeline.stores.lines import Line, Splitter
 
+CATALOG = Catalog(settings())
 CONTENT_TYPE = "multipart/form-data; boundary=x"
 NOISE = st.lists(
     st.sampled_from([b"\r", b"\n", b"\r\n", b"-", b"--", b"--x", b"\r\n--x", b"x", b" ", b"\0", b"--\r\n", b"name="])
@@ -71,6 +80,31 @@ def test_a_line_is_a_request_or_an_error(data: bytes) -> None:
         found = check_line(line, "/v1/chat/completions")
         assert isinstance(found, BatchLine) or (
             isinstance(found, LineError) and found.code and found.line == line.number
+        )
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=12,
+)
+NAMES = st.sampled_from(["messages", "input", "prompt", "prompt_id", "model", "stream", "timeout", "stop", "n"])
+
+
+@fuzz
+@given(st.sampled_from(sorted(BATCHED)), st.dictionaries(NAMES, JSON, max_size=5), st.sampled_from(["gpt-4", "x", ""]))
+def test_whatever_a_body_holds_it_is_judged_and_its_texts_are_counted(
+    url: str, body: dict[str, Any], model: str
+) -> None:
+    whole = {"custom_id": "a", "method": "POST", "url": url, "body": {"model": model, **body}}
+    found = Judge(url, (), CATALOG).read(Line(7, 0, 0, json.dumps(whole).encode()))
+    if isinstance(found, LineError):
+        assert (found.line, bool(found.code), bool(found.message)) == (7, True, True)
+    else:
+        assert count_inputs(found) == (
+            len(body["input"])
+            if isinstance(given := body.get("input"), list) and (not given or isinstance(given[0], str | list))
+            else 1
         )
 
 
