@@ -71,6 +71,7 @@ def gateway(directory: Path, upstream: ScriptedUpstream, failpoints: Path) -> It
         f"    litellm_params: {{model: openai/gpt-4, api_base: '{upstream.url}', api_key: sk-upstream}}\n"
         "  - model_name: barred\n"
         f"    litellm_params: {{model: openai/barred, api_base: '{upstream.url}', api_key: sk-upstream}}\n"
+        "  - {model_name: local, litellm_params: {model: echo/echo}}\n"
         "litellm_settings: {callbacks: mine.mine}\n"
         f"promptmill_settings: {{batch_window: {WINDOW}, lease: 2}}\n"
     )
@@ -119,6 +120,24 @@ async def test_a_batch_runs_every_line_through_its_prompt_manager_once(
     stamps = [outcome.batch[f"{name}_at"] for name in ("created", "in_progress", "finalizing", "completed")]
     assert stamps == sorted(stamps)
     await nothing_stays_behind(directory)
+
+
+async def test_no_process_grows_with_the_lines_of_a_batch(client: BatchClient, gateway: Gateway) -> None:
+    sizes = []
+    for count in (500, 4000):
+        made = await client.create(lines(count, model="local", user="u" * 3000))
+        await wait_until(lambda made=made: _ended(client, made["id"]), timeout=120, every=0.2)
+        sizes.append({part: _resident(pid) for part, pid in parts(gateway).items()})
+    few, many = sizes
+    assert {part: many[part] - few[part] for part in few if many[part] - few[part] > 8 * 2**20} == {}
+
+
+async def _ended(client: BatchClient, batch_id: str) -> bool:
+    return await client.status(batch_id) == "completed"
+
+
+def _resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.parametrize("operation", [each for each in OPERATIONS.values() if each.texts], ids=lambda each: each.path)
