@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -41,7 +42,7 @@ NAMES: Final = frozenset(
     ]
 )
 
-_ACTION: Final = re.compile(r"exit|error|sleep\((\d{1,6})\)")
+_ACTION: Final = re.compile(r"exit|error|eio|sleep\((\d{1,6})\)")
 
 
 class FailpointError(Exception):
@@ -57,14 +58,16 @@ class Failpoints:
         self._actions: Mapping[str, str] = dict(pairs)
         for name, action in pairs:
             if name not in NAMES or not _ACTION.fullmatch(action):
-                raise ValueError(f"{VARIABLE}: {name}={action}: write name=exit|error|sleep(MS); {sorted(NAMES)}")
+                raise ValueError(f"{VARIABLE}: {name}={action}: write name=exit|error|eio|sleep(MS); {sorted(NAMES)}")
 
     def reach(self, name: str) -> float:
-        """Do what `name` is armed with; return the seconds its caller shall sleep. Raises FailpointError."""
+        """Do what `name` is armed with; return the seconds its caller shall sleep. Raises FailpointError and OSError."""
         assert name in NAMES, name
         action = self._actions.get(name) if self._directory is None else _taken(self._directory / name)
         if action == "exit":
             os.kill(os.getpid(), signal.SIGKILL)  # as the kernel would: no handler, no flush, no goodbye
+        if action == "eio":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         if action == "error":
             raise FailpointError(name)
         found = _ACTION.fullmatch(action or "")

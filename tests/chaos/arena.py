@@ -11,21 +11,26 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
 import msgspec
-from chaos.batches import LINES, Batch, contents, new_batch, watched
+from chaos.batches import ENDS, LINES, Batch, contents, new_batch, watched
 from chaos.load import Load, loading
 from chaos.wire import Wire
 from chaos.witness import Witness, witness
+from fakes.batches import CHAT
 from fakes.gateways import Gateway, alive, start_gateway
 from fakes.servers import Server, start_server
+from fakes.uploads import put
 from fakes.waiting import wait_until
 
 from pipeline.errors import TransportError
 from pipeline.failpoints import VARIABLE
 from pipeline.settings import TransportSettings
+from pipeline.stores.batches import BatchStore
+from pipeline.stores.local import LocalBlobs
 from pipeline.transport import keyspace
 from pipeline.transport.client import STAGES
 from pipeline.transport.connection import Command, Link
@@ -210,12 +215,26 @@ class Arena:
         await wait_until(self.complete, timeout=timeout, every=0.1)
 
     @asynccontextmanager
-    async def batch(self, lines: int = LINES, wanted: str = "completed") -> AsyncIterator[Batch]:
-        """Make a batch; on the way out wait for its end."""
+    async def batch(
+        self, lines: int = LINES, wanted: str = "completed", *, seconds: float = 0.0, limit: float = ENDS
+    ) -> AsyncIterator[Batch]:
+        """Make a batch, which has `seconds` if that is said; on the way out wait for its end, up to the limit."""
         batch = new_batch(self.load.client, lines, wanted)
         self.batches.append(batch)
-        async with watched(batch, await batch.client.create(contents(batch))):
+        made = await (self._short_batch(batch, seconds) if seconds else batch.client.create(contents(batch)))
+        async with watched(batch, made, limit):
             yield batch
+
+    async def _short_batch(self, batch: Batch, seconds: float) -> dict[str, Any]:
+        """Make a batch as the ingress would if OpenAI had windows of less than a day."""
+        file = (await put(batch.client.http, contents(batch))).json()
+        store = BatchStore(LocalBlobs(self.directory / ".promptmill" / "batches"))
+        return await batch.client.get((await store.create("", CHAT, file["id"], window=seconds)).request.id)
+
+    async def owner(self, batch: Batch) -> int:
+        """Return the process that has the lease of a batch; 0 while nobody has it."""
+        (holder,) = await self.redis(("GET", keyspace.lease(batch.hex)))
+        return pid_of(holder.decode()) if isinstance(holder, bytes) else 0
 
     def stored(self, kind: str) -> list[Path]:
         """Return everything that is stored of one of STORES."""

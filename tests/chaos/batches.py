@@ -67,6 +67,11 @@ class Batch:
         return self.seen[-1]
 
     @property
+    def hex(self) -> str:
+        """Its id without the prefix."""
+        return self.id.removeprefix("batch_")
+
+    @property
     def done(self) -> int:
         """How many lines have an outcome, as far as the batch tells."""
         return outcomes(self.now)
@@ -75,14 +80,15 @@ class Batch:
         """Wait until that share of the lines is done."""
         await wait_until(lambda: self.done >= share * len(self.names), timeout=ENDS)
 
-    async def cancel(self) -> None:
-        """Cancel it."""
+    async def cancel(self) -> float:
+        """Cancel it; return when."""
         answer = await self.client.http.post(f"/v1/batches/{self.id}/cancel")
         assert answer.status_code == 200, answer.text
+        return time.monotonic()
 
-    async def watch(self) -> None:
-        """Look at it all the time, until some while after its end; then read its files."""
-        lasting, limit = LASTING, time.monotonic() + ENDS
+    async def watch(self, seconds: float) -> None:
+        """Look at it all the time, for so long at most, until some while after its end; then read its files."""
+        lasting, limit = LASTING, time.monotonic() + seconds
         while lasting:
             try:
                 state = await self.client.get(self.id)
@@ -111,7 +117,8 @@ class Batch:
         if self.now["status"] != self.wanted:
             yield f"I1 {self.id} is {self.now['status']}, not {self.wanted}: {self.now['errors']}"
         found = Counter(name for name, _ in [*self.answers, *self.errors])
-        twice, wanted = [name for name, count in found.items() if count > 1], set(self.names)
+        begun = self.now["request_counts"]["total"] or self.wanted == "completed"
+        twice, wanted = [name for name, count in found.items() if count > 1], set(self.names if begun else ())
         if twice or found.keys() != wanted:
             lost, more = len(wanted - found.keys()), len(found.keys() - wanted)
             yield f"I2 {self.id}: {len(twice)} lines twice, {lost} missing, {more} never asked: {twice[:3]}"
@@ -131,7 +138,7 @@ class Batch:
                 yield f"I5 {self.id} changed after its end: {before} {after}"
             elif after["status"] not in (before["status"], *_ways(before["status"])):
                 yield f"I5 {self.id} went from {before['status']} to {after['status']}"
-            if outcomes(after) < outcomes(before):
+            if outcomes(after) < outcomes(before) or completed(after) < completed(before):
                 yield f"I5 {self.id} counts backwards: {before['request_counts']} {after['request_counts']}"
         times = [self.now[name] for name in (*TIMES, f"{self.now['status']}_at") if self.now[name] is not None]
         if times != sorted(times):
@@ -140,8 +147,12 @@ class Batch:
 
 def outcomes(state: dict[str, Any]) -> int:
     """Return how many lines have an outcome."""
-    counts = state["request_counts"]
-    return int(counts["completed"] + counts["failed"])
+    return completed(state) + int(state["request_counts"]["failed"])
+
+
+def completed(state: dict[str, Any]) -> int:
+    """Return how many lines have an answer."""
+    return int(state["request_counts"]["completed"])
 
 
 def _ways(status: str) -> set[str]:
@@ -171,9 +182,9 @@ def contents(batch: Batch) -> bytes:
 
 
 @asynccontextmanager
-async def watched(batch: Batch, made: dict[str, Any]) -> AsyncIterator[Batch]:
-    """Watch a batch that was `made`; on the way out wait for its end."""
+async def watched(batch: Batch, made: dict[str, Any], seconds: float) -> AsyncIterator[None]:
+    """Watch a batch that was `made`; on the way out wait for its end, for so long at most."""
     batch.id, batch.seen = made["id"], [made]
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(batch.watch)
-        yield batch
+        tasks.start_soon(batch.watch, seconds)
+        yield

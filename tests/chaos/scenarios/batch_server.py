@@ -38,7 +38,7 @@ async def robbed(commands: tuple[Command, ...], arena: Arena, chance: random.Ran
 
 
 def _named(word: str | bytes | float, batch: Batch) -> str | bytes | float:
-    return keyspace.lines(batch.id.removeprefix("batch_")) if word == ANSWERS else word
+    return keyspace.lines(batch.hex) if word == ANSWERS else word
 
 
 for _name, _commands in {
