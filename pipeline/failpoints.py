@@ -61,7 +61,7 @@ class Failpoints:
                 raise ValueError(f"{VARIABLE}: {name}={action}: write name=exit|error|eio|sleep(MS); {sorted(NAMES)}")
 
     def reach(self, name: str) -> float:
-        """Do what `name` is armed with; return the seconds its caller shall sleep. Raises FailpointError and OSError."""
+        """Do what `name` is armed with; return the seconds its caller shall sleep. Raises FailpointError, OSError."""
         assert name in NAMES, name
         action = self._actions.get(name) if self._directory is None else _taken(self._directory / name)
         if action == "exit":

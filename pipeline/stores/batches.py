@@ -119,7 +119,11 @@ class BatchStore:
     async def cancelled(self, batch_id: str) -> int | None:
         """Return when a batch was cancelled, in seconds since 1970."""
         said = await self.blobs.fetch([f"{batch_id}-cancel"])
-        return next((int(data) for data in said.values()), None)
+        return next((int(data) for data in said.values() if data), None)
+
+    async def close(self, batch_id: str) -> bool:
+        """Let nobody cancel a batch any more; return False if its client was faster. Raises StorageFull."""
+        return await self.blobs.create(f"{batch_id}-cancel", b"") or await self.cancelled(batch_id) is None
 
     async def live(self) -> list[BatchState]:
         """Return every batch that was not put away, oldest first: those at work, and maybe some that have ended."""

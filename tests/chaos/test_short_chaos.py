@@ -99,7 +99,7 @@ def test_the_guarantees_name_every_scenario_and_no_other() -> None:
     assert {name for name in known - named if not name.startswith(tuple(families))} == set()
 
 
-def test_every_fault_that_live_traffic_can_meet_has_a_scenario() -> None:
-    elsewhere = {25, 26, 28, 30, 10, 29, 33}  # of batches; of replicas, tenants and soaks
+def test_every_fault_has_a_scenario() -> None:
+    elsewhere = {28, 10, 29, 33}  # a million lines beside requests; replicas, tenants and soaks
     covered = {word for found in discover().values() for word in found.faults.split()}
     assert {f"F{number}" for number in range(1, 36) if number not in elsewhere} - covered == set()

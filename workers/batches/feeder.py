@@ -132,9 +132,11 @@ class Feeder:
             await failpoints.reach("feed.mid_feed")
         batches = await self._transport.add([(job, body) for _, job, body in outgoing])
         for (line, job, _), batch in zip(outgoing, batches, strict=True):
-            if not batch and line.job == job.id:
-                self._window.rest(line, anyio.current_time() + RETRY)
+            if line.job != job.id:
+                continue  # it was answered, or lost and fed again, meanwhile
             line.admission = batch
+            if not batch:
+                self._window.rest(line, anyio.current_time() + RETRY)
 
     async def _give_up(self, lines: Iterable[tuple[OpenLine, ErrorFields]]) -> None:
         outcomes = Outcomes(ERRORS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import anyio
 import msgspec
@@ -20,6 +20,8 @@ FULL_PAUSE: Final = 1.0
 """Seconds between two attempts to write to a full disk: the batch rests meanwhile, nothing of it is lost."""
 
 log = logs.logger("feed")
+
+T = TypeVar("T")
 
 
 class Superseded(Exception):
@@ -85,6 +87,12 @@ class Ledger:
         times = {**self.record.times, f"{status}_at": int(now)}
         await self.save(status=status, times=times, **changes)
 
+    async def unless_cancelled(self, status: str) -> str:
+        """Return how the batch ends: so, or cancelled if that came first; later it cannot be. Raises Superseded."""
+        await self._check()
+        first = await self._patiently(lambda: self._store.close(self._request.id))
+        return status if first else "cancelled"
+
     async def write(self, outcomes: Outcomes) -> None:
         """Return when these outcomes are durable; only then their lines are done. Raises Superseded."""
         if not outcomes.data:
@@ -101,7 +109,7 @@ class Ledger:
         if await self._store.superseded(self._request.id, self.record.owner):
             raise Superseded
 
-    async def _patiently(self, write: Callable[[], Awaitable[None]]) -> None:
+    async def _patiently(self, write: Callable[[], Awaitable[T]]) -> T:
         told = False
         while True:
             try:

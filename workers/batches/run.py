@@ -202,6 +202,8 @@ class BatchRun:
         """Give every line its outcome, make the files, and write the last record."""
         ledger = self._ledger
         status = self._ended_by or "completed"
+        if status == "expired":
+            status = await ledger.unless_cancelled(status)
         if status != "completed":
             await self._cancel_jobs(window.jobs)
         await self._write_held()
@@ -212,6 +214,7 @@ class BatchRun:
         files = await self._make_files(parts)
         if failpoints.ARMED:
             await failpoints.reach("feed.before_terminal")
+        status = await ledger.unless_cancelled(status)
         await ledger.reach(status, self._desk.now(), progress=ledger.progress(), **files)
 
     async def _cancel_jobs(self, ours: list[str]) -> None:
@@ -265,7 +268,8 @@ class BatchRun:
         """End a batch that cannot go on; what is done of it stays."""
         await self._write_held()
         ledger, files = self._ledger, await self._make_files(parts)
-        await ledger.reach("failed", self._desk.now(), errors=errors, progress=ledger.progress(), **files)
+        status = await ledger.unless_cancelled("failed")
+        await ledger.reach(status, self._desk.now(), errors=errors, progress=ledger.progress(), **files)
 
 
 async def put_away(store: BatchStore, state: BatchState) -> None:

@@ -14,7 +14,7 @@ import anyio
 from chaos.arena import Arena
 from chaos.batches import ENDS, LINES, WINDOW
 from chaos.scenario import Verdict, scenario
-from chaos.scenarios.batch_kills import KEPT, ONE, SECONDS, took_over
+from chaos.scenarios.batch_kills import KEPT, ONE, SECONDS, again, took_over
 from fakes.uploads import put
 from fakes.waiting import wait_until
 
@@ -58,7 +58,7 @@ async def full(step: str, arena: Arena, chance: random.Random) -> Verdict:
     told = arena.events("batch waits for the disk") + arena.events("batch rests")
     assert told, "nobody was told"
     assert arena.pids("feed") == pids, "a feed process ended"
-    return Verdict(kept=KEPT, figures=took_over(arena, batch, lifted))
+    return Verdict(again=again(arena, 0), kept=KEPT, figures=took_over(arena, batch, lifted))
 
 
 def largest(arena: Arena) -> int:
@@ -92,7 +92,7 @@ async def fails(arena: Arena, chance: random.Random) -> Verdict:
         failed = time.monotonic()
     file.unlink(missing_ok=True)
     assert arena.events("batch waits for the disk"), "nobody was told"
-    return Verdict(kept=KEPT, figures=took_over(arena, batch, failed))
+    return Verdict(again=again(arena, 0), kept=KEPT, figures=took_over(arena, batch, failed))
 
 
 scenario("batch-disk-fails", "F30", "EIO at five writes of a batch's results", layout=ONE, seconds=SECONDS)(fails)
@@ -103,7 +103,8 @@ async def upload(arena: Arena, chance: random.Random) -> Verdict:
     http, contents = arena.load.client, b'{"x":"' + chance.randbytes(UPLOAD // 2).hex().encode() + b'"}\n'
     with no_room(arena.pids("ingress"), UPLOAD // 2):
         answers = [await put(http, contents) for _ in range(3)]
-        assert all((await arena.load.one()).whole for _ in range(5))
+        beside = await arena.load.burst(5)
+    assert all(outcome.whole for outcome in beside), beside
     assert [answer.status_code for answer in answers] == [507] * 3, answers[0].text
     assert not set(arena.stored("files")) - arena.stored_before, "something was kept"
     assert (await put(http, contents)).status_code == 200

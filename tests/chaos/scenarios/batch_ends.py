@@ -12,7 +12,7 @@ import anyio
 from chaos.arena import Arena
 from chaos.batches import ENDS, LINES, WINDOW, Batch
 from chaos.scenario import Verdict, scenario
-from chaos.scenarios.batch_kills import KEPT, ONE, SECONDS, TWO
+from chaos.scenarios.batch_kills import KEPT, ONE, SECONDS, TWO, again
 from fakes.waiting import wait_until
 
 WITHIN = 10.0
@@ -21,19 +21,21 @@ WITHIN = 10.0
 HELD_MS = 1500
 """How long a step is held up for a cancellation to meet it."""
 
-AFTERWARDS = 0.5
-"""Seconds after the end in which a provider on a busy machine may still take notice of calls made before it."""
+AFTERWARDS = 2.0
+"""Seconds after the end by which workers and provider on a busy machine may be late; on an idle one it is none."""
 
-QUIET = 1.5
+QUIET = 3.0
 
 HELD = {"validating": "feed.validating", "finalizing": "feed.before_rename", "ending": "feed.before_terminal"}
 """Phases that are over too soon to be met by chance."""
 
-SHARES = {"start": 0.01, "middle": 0.5, "end": 0.95}
+SHARES = {"start": 0.01, "middle": 0.5, "end": 0.8}
+"""What is done when a batch is cancelled; what it tells is half a second old, and of the end that is a fifth."""
 
 
 async def cancelled(phase: str, arena: Arena, chance: random.Random) -> Verdict:
     """Cancel a batch in a phase of it, twice."""
+    arena.witness.takes = 0.5
     held = arena.arm(HELD[phase], f"sleep({HELD_MS})") if phase in HELD else None
     async with arena.batch(wanted="cancelled") as batch:
         if held is not None:
@@ -41,7 +43,7 @@ async def cancelled(phase: str, arena: Arena, chance: random.Random) -> Verdict:
         else:
             await batch.reaches(SHARES[phase])
         told = await _cancel_twice(batch, chance)
-    return await _over(arena, batch, told, again=0)
+    return await _over(arena, batch, told)
 
 
 async def _cancel_twice(batch: Batch, chance: random.Random) -> float:
@@ -51,15 +53,15 @@ async def _cancel_twice(batch: Batch, chance: random.Random) -> float:
     return told
 
 
-async def _over(arena: Arena, batch: Batch, told: float, again: int) -> Verdict:
+async def _over(arena: Arena, batch: Batch, told: float, faults: int = 0) -> Verdict:
     """Check that it ended in time, and that no line is asked for any more."""
     took = batch.ended - told
     assert took < WITHIN, f"{batch.now['status']} {took:.1f} s after it was cancelled"
     await anyio.sleep(QUIET)
-    late = arena.witness.begun(batch.ended + AFTERWARDS)
-    assert not late, f"I8 {late} calls after the end of the batch"
+    late = [call.time - batch.ended for call in arena.witness.received if call.time > batch.ended + AFTERWARDS]
+    assert not late, f"I8 {len(late)} calls {late[0]:.1f} to {late[-1]:.1f} s after the end of the batch"
     figures = {"ended_s": round(took, 1), "answers": len(batch.answers), "undone": len(batch.errors)}
-    return Verdict(again=again, kept=KEPT, figures=figures)
+    return Verdict(again=again(arena, faults), kept=KEPT, figures=figures)
 
 
 for _phase in (*HELD, *SHARES):
@@ -77,8 +79,8 @@ async def cancel_racing(arena: Arena, chance: random.Random) -> Verdict:
     ended = []
     for _ in range(8):
         async with arena.batch(WINDOW) as batch:
-            await batch.reaches(0.9)
-            await anyio.sleep(chance.uniform(0, 0.6))
+            await batch.reaches(0.5)
+            await anyio.sleep(chance.uniform(0, 0.4))
             told = await batch.cancel()
         batch.wanted = "cancelled" if batch.now["status"] == "cancelled" else "completed"
         assert batch.ended - told < WITHIN
@@ -103,7 +105,7 @@ async def cancelled_without_owner(number: int, arena: Arena, chance: random.Rand
         if number == signal.SIGSTOP:
             await anyio.sleep(3 * arena.layout.lease)
             os.kill(owner, signal.SIGCONT)
-    return await _over(arena, batch, told, again=WINDOW)
+    return await _over(arena, batch, told, faults=1)
 
 
 for _number, _word in ((signal.SIGSTOP, "frozen"), (signal.SIGKILL, "dead")):
@@ -128,7 +130,7 @@ async def expired(killed: bool, arena: Arena, chance: random.Random) -> Verdict:
         if killed:
             await anyio.sleep(HAS - chance.uniform(0.2, 1))
             os.kill(await arena.owner(batch), signal.SIGKILL)
-    return await _over(arena, batch, made + HAS, again=WINDOW if killed else 0)
+    return await _over(arena, batch, made + HAS, faults=int(killed))
 
 
 for _killed in (False, True):

@@ -10,49 +10,54 @@ import time
 
 import anyio
 from chaos.arena import Arena, Layout
-from chaos.batches import LINES, WINDOW
+from chaos.batches import LINES
 from chaos.scenario import Verdict, scenario
-from chaos.scenarios.batch_kills import KEPT, ONE, SETTINGS, TWO, owners, took_over
+from chaos.scenarios.batch_kills import KEPT, ONE, SETTINGS, TWO, again, owners, took_over
 from fakes.upstream import Answer, failure
 
 ENDS = 240.0
 """Seconds in which a batch must be over: after a long outage its last lines try again as late as a minute after it."""
 
 
-async def provider_away(refused: float, arena: Arena, chance: random.Random) -> Verdict:
-    """Refuse connections, then answer 429, then 500; then all is well again."""
-    failed = 0
+MOVES = 50
+"""Lines that are done between two outages."""
 
-    def failing(answer: Answer) -> None:
+
+async def provider_away(refused: float, arena: Arena, chance: random.Random) -> Verdict:
+    """Refuse connections; later answer 429 for a while, and later 500; then all is well again."""
+    failed = 0
+    usual = arena.witness.upstream.default
+
+    async def fail(answer: Answer) -> None:
         def count(received: object) -> Answer:
             nonlocal failed
             failed += 1
             return answer
 
         arena.witness.upstream.default = count
+        await anyio.sleep(refused / 4)
+        arena.witness.upstream.default = usual
 
-    usual = arena.witness.upstream.default
     async with arena.batch(limit=ENDS) as batch:
-        await batch.reaches(chance.uniform(0.2, 0.5))
+        await batch.reaches(chance.uniform(0.1, 0.3))
         arena.provider.edges[""].refuse = True
         arena.provider.cut("")
         await anyio.sleep(refused)
         arena.provider.heal()
         for answer in (failure(429, headers={"retry-after": "1"}), failure(500)):
-            failing(answer)
-            await anyio.sleep(refused / 4)
-        arena.witness.upstream.default = usual
+            await batch.reaches((batch.done + MOVES) / LINES)
+            await fail(answer)
         well = time.monotonic()
-    calls = sum(arena.witness.calls.values())
-    assert calls <= LINES + failed + WINDOW, f"{calls} calls, {failed} of which failed"  # those cut in the middle
-    return Verdict(again=failed + WINDOW, kept=KEPT, figures={"failed": failed, **took_over(arena, batch, well)})
+    assert failed, "nobody noticed"
+    # Those that were cut in the middle may have been counted, too.
+    return Verdict(again=failed + again(arena), kept=KEPT, figures={"failed": failed, **took_over(arena, batch, well)})
 
 
 for _refused, _seconds in ((4.0, 25), (20.0, 80)):
     scenario(
         f"batch-provider-away-{_refused:.0f}s",
         "F23 F30",
-        f"in a batch of {LINES:,} lines: {_refused:.0f} s of refused connections, then 429s, then 500s",
+        f"in a batch of {LINES:,} lines: {_refused:.0f} s of refused connections, later 429s, and later 500s",
         layout=ONE,
         seconds=_seconds,
     )(functools.partial(provider_away, _refused))
@@ -85,14 +90,14 @@ async def manager_away(arena: Arena, chance: random.Random) -> Verdict:
         assert not batch.ended
         down.unlink()
         well = time.monotonic()
-    return Verdict(kept=KEPT, figures=took_over(arena, batch, well))
+    return Verdict(again=again(arena, 0), kept=KEPT, figures=took_over(arena, batch, well))
 
 
 scenario(
     "batch-manager-away",
     "F30",
     f"a prompt manager that raises for 6 s, in a batch of {LINES:,} lines of which half have a prompt",
-    layout=Layout(settings=SETTINGS, manager=_MANAGER),
+    layout=Layout(settings=SETTINGS, lease=2.0, manager=_MANAGER),
     seconds=25,
 )(manager_away)
 
@@ -108,10 +113,9 @@ async def frozen_owner(arena: Arena, chance: random.Random) -> Verdict:
             await anyio.sleep(3 * arena.layout.lease)
         finally:
             os.kill(owner, signal.SIGCONT)
-    wanted = min(arena.layout.feed, 2)
-    assert owners(arena, batch) == wanted, f"{owners(arena, batch)} owners"
+    assert owners(arena, batch) >= min(arena.layout.feed, 2), "nobody took it over"
     assert arena.events("batch done", batch=batch.id) == 1
-    return Verdict(again=WINDOW * (wanted - 1), kept=KEPT, figures=took_over(arena, batch, frozen))
+    return Verdict(again=again(arena, owners(arena, batch) - 1), kept=KEPT, figures=took_over(arena, batch, frozen))
 
 
 for _layout, _name in ((ONE, "alone"), (TWO, "one-of-two")):
