@@ -228,8 +228,16 @@ class Arena:
     async def _short_batch(self, batch: Batch, seconds: float) -> dict[str, Any]:
         """Make a batch as the ingress would if OpenAI had windows of less than a day."""
         file = (await put(batch.client.http, contents(batch))).json()
-        store = BatchStore(LocalBlobs(self.directory / ".promptmill" / "batches"))
-        return await batch.client.get((await store.create("", CHAT, file["id"], window=seconds)).request.id)
+        state = await self._store.create("", CHAT, file["id"], window=seconds)
+        return await batch.client.get(state.request.id)
+
+    @property
+    def _store(self) -> BatchStore:
+        return BatchStore(LocalBlobs(self.directory / ".promptmill" / "batches"))
+
+    async def owners(self, batch: Batch) -> int:
+        """Return how many processes have owned a batch; what they logged may have died with them."""
+        return (await self._store.get(batch.id, None)).claims
 
     async def owner(self, batch: Batch) -> int:
         """Return the process that has the lease of a batch; 0 while nobody has it."""
@@ -238,7 +246,7 @@ class Arena:
 
     def stored(self, kind: str) -> list[Path]:
         """Return everything that is stored of one of STORES."""
-        return sorted((self.directory / ".promptmill" / kind).glob("*"))
+        return sorted((self.directory / ".promptmill" / kind).rglob("*"))
 
     async def serves(self) -> bool:
         """Whether a request is answered right now."""

@@ -23,7 +23,7 @@ def test_every_name_is_reached_somewhere_and_every_place_that_is_reached_has_a_n
     sources = "\n".join(
         path.read_text() for part in ("ingress", "pipeline", "workers") for path in (ROOT / part).rglob("*.py")
     )
-    places = set(re.findall(r'failpoints\.reach(?:_on_thread)?\(\s*"([a-z_.]+)"', sources))
+    places = set(re.findall(r'failpoints\.reach(?:_on_thread)?[(,]\s*"([a-z_.]+)"', sources))
     for point in (
         *re.findall(r'_reach\("([a-z_]+)"', sources),
         *re.findall(r'\{self\._spec\.name\}\.([a-z_]+)"', sources),

@@ -58,7 +58,7 @@ async def full(step: str, arena: Arena, chance: random.Random) -> Verdict:
     told = arena.events("batch waits for the disk") + arena.events("batch rests")
     assert told, "nobody was told"
     assert arena.pids("feed") == pids, "a feed process ended"
-    return Verdict(again=again(arena, 0), kept=KEPT, figures=took_over(arena, batch, lifted))
+    return Verdict(again=again(arena, 0), kept=KEPT, figures=await took_over(arena, batch, lifted))
 
 
 def largest(arena: Arena) -> int:
@@ -92,7 +92,7 @@ async def fails(arena: Arena, chance: random.Random) -> Verdict:
         failed = time.monotonic()
     file.unlink(missing_ok=True)
     assert arena.events("batch waits for the disk"), "nobody was told"
-    return Verdict(again=again(arena, 0), kept=KEPT, figures=took_over(arena, batch, failed))
+    return Verdict(again=again(arena, 0), kept=KEPT, figures=await took_over(arena, batch, failed))
 
 
 scenario("batch-disk-fails", "F30", "EIO at five writes of a batch's results", layout=ONE, seconds=SECONDS)(fails)

@@ -36,19 +36,14 @@ async def fired(arena: Arena, point: str) -> float:
     return time.monotonic()
 
 
-def owners(arena: Arena, batch: Batch) -> int:
-    """Return how many processes have owned the batch; what they logged may have died with them."""
-    return sum(path.name.startswith(f"{batch.id}-claim-") for path in arena.stored("batches"))
-
-
 def again(arena: Arena, faults: int = 1) -> int:
     """Return how many calls may be made again: a window a fault, and what a busy machine let run out of its lease."""
     return faults * WINDOW + arena.events("lease lost") + arena.events("stale settle")
 
 
-def took_over(arena: Arena, batch: Batch, killed: float) -> dict[str, float]:
+async def took_over(arena: Arena, batch: Batch, killed: float) -> dict[str, float]:
     """Return the figures of a batch that is over."""
-    return {"owners": owners(arena, batch), "after_the_fault_s": round(batch.ended - killed, 1)}
+    return {"owners": await arena.owners(batch), "after_the_fault_s": round(batch.ended - killed, 1)}
 
 
 async def kill_owner(point: str, arena: Arena, chance: random.Random) -> Verdict:
@@ -59,8 +54,8 @@ async def kill_owner(point: str, arena: Arena, chance: random.Random) -> Verdict
         killed = time.monotonic()
         if point == "before_fsync":
             tear(arena, chance)
-    assert owners(arena, batch) >= 2, "nobody took it over"  # three, where a busy machine let a lease run out
-    return Verdict(again=again(arena), parts=1, kept=KEPT, figures=took_over(arena, batch, killed))
+    assert await arena.owners(batch) >= 2, "nobody took it over"  # three, where a busy machine let a lease run out
+    return Verdict(again=again(arena), parts=1, kept=KEPT, figures=await took_over(arena, batch, killed))
 
 
 def tear(arena: Arena, chance: random.Random) -> None:
@@ -86,7 +81,7 @@ async def kill_worker(point: str, arena: Arena, chance: random.Random) -> Verdic
     async with arena.batch() as batch:
         await batch.reaches(chance.uniform(0.05, 0.5))
         killed = await fired(arena, point)
-    return Verdict(again=again(arena), kept=KEPT, figures=took_over(arena, batch, killed))
+    return Verdict(again=again(arena), kept=KEPT, figures=await took_over(arena, batch, killed))
 
 
 for _stage, _points in (("resolve", RESOLVE), ("dispatch", DISPATCH)):
@@ -113,7 +108,7 @@ async def kill_part(part: str, arena: Arena, chance: random.Random) -> Verdict:
             parts = arena.layout.scales if part == "everything" else (part,)
             for pid in [pid for name in parts for pid in arena.pids(name)]:
                 os.kill(pid, signal.SIGKILL)
-    return Verdict(again=again(arena), parts=2, kept=KEPT, figures=took_over(arena, batch, killed))
+    return Verdict(again=again(arena), parts=2, kept=KEPT, figures=await took_over(arena, batch, killed))
 
 
 for _part in ("ingress", "resolve", "dispatch", "feed", "server", "everything"):
@@ -126,18 +121,29 @@ for _part in ("ingress", "resolve", "dispatch", "feed", "server", "everything"):
     )(functools.partial(kill_part, _part))
 
 
+async def _owned(arena: Arena, batch: Batch, times: int) -> None:
+    """Wait until the batch was taken up so often."""
+
+    async def taken() -> bool:
+        return await arena.owners(batch) >= times
+
+    await wait_until(taken, timeout=ENDS, every=0.05)
+
+
 async def kill_owners(arena: Arena, chance: random.Random) -> Verdict:
     """Kill owner after owner, each when it has had the batch for a moment; the last one ends it."""
     arena.witness.takes = 1.0  # or the batch would be over before them
     async with arena.batch() as batch:
         for number in range(1, IN_A_ROW + 1):
-            await wait_until(lambda wanted=number: owners(arena, batch) >= wanted, timeout=ENDS)  # type: ignore[misc]
+            await _owned(arena, batch, number)
             await anyio.sleep(chance.uniform(0, 0.7))
             for pid in arena.pids("feed"):
                 os.kill(pid, signal.SIGKILL)
             killed = time.monotonic()
-    assert owners(arena, batch) > IN_A_ROW, f"{owners(arena, batch)} owners"
-    return Verdict(again=again(arena, IN_A_ROW), parts=IN_A_ROW, kept=KEPT, figures=took_over(arena, batch, killed))
+    assert await arena.owners(batch) > IN_A_ROW, f"{await arena.owners(batch)} owners"
+    return Verdict(
+        again=again(arena, IN_A_ROW), parts=IN_A_ROW, kept=KEPT, figures=await took_over(arena, batch, killed)
+    )
 
 
 scenario(

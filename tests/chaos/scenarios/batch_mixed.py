@@ -14,7 +14,7 @@ import msgspec
 from chaos.arena import Arena
 from chaos.batches import Batch
 from chaos.scenario import Verdict, scenario
-from chaos.scenarios.batch_kills import KEPT, TWO, again, owners
+from chaos.scenarios.batch_kills import KEPT, TWO, again
 from chaos.scenarios.server import kill_server, start_server
 from fakes.waiting import wait_until
 
@@ -49,7 +49,7 @@ async def mixed(lines: int, arena: Arena, chance: random.Random) -> Verdict:
         again=again(arena, faults),
         parts=done["kill feed"] + done["kill ingress"],
         kept=2 * KEPT,
-        figures={"faults": faults, "owners": owners(arena, batch), "lines_s": round(lines / took), **done},
+        figures={"faults": faults, "owners": await arena.owners(batch), "lines_s": round(lines / took), **done},
     )
 
 

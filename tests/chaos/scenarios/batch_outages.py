@@ -12,7 +12,7 @@ import anyio
 from chaos.arena import Arena, Layout
 from chaos.batches import LINES
 from chaos.scenario import Verdict, scenario
-from chaos.scenarios.batch_kills import KEPT, ONE, SETTINGS, TWO, again, owners, took_over
+from chaos.scenarios.batch_kills import KEPT, ONE, SETTINGS, TWO, again, took_over
 from fakes.upstream import Answer, failure
 
 ENDS = 240.0
@@ -50,7 +50,9 @@ async def provider_away(refused: float, arena: Arena, chance: random.Random) -> 
         well = time.monotonic()
     assert failed, "nobody noticed"
     # Those that were cut in the middle may have been counted, too.
-    return Verdict(again=failed + again(arena), kept=KEPT, figures={"failed": failed, **took_over(arena, batch, well)})
+    return Verdict(
+        again=failed + again(arena), kept=KEPT, figures={"failed": failed, **await took_over(arena, batch, well)}
+    )
 
 
 for _refused, _seconds in ((4.0, 25), (20.0, 80)):
@@ -90,7 +92,7 @@ async def manager_away(arena: Arena, chance: random.Random) -> Verdict:
         assert not batch.ended
         down.unlink()
         well = time.monotonic()
-    return Verdict(again=again(arena, 0), kept=KEPT, figures=took_over(arena, batch, well))
+    return Verdict(again=again(arena, 0), kept=KEPT, figures=await took_over(arena, batch, well))
 
 
 scenario(
@@ -113,9 +115,11 @@ async def frozen_owner(arena: Arena, chance: random.Random) -> Verdict:
             await anyio.sleep(3 * arena.layout.lease)
         finally:
             os.kill(owner, signal.SIGCONT)
-    assert owners(arena, batch) >= min(arena.layout.feed, 2), "nobody took it over"
+    assert await arena.owners(batch) >= min(arena.layout.feed, 2), "nobody took it over"
     assert arena.events("batch done", batch=batch.id) == 1
-    return Verdict(again=again(arena, owners(arena, batch) - 1), kept=KEPT, figures=took_over(arena, batch, frozen))
+    return Verdict(
+        again=again(arena, await arena.owners(batch) - 1), kept=KEPT, figures=await took_over(arena, batch, frozen)
+    )
 
 
 for _layout, _name in ((ONE, "alone"), (TWO, "one-of-two")):

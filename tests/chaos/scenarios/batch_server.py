@@ -34,7 +34,7 @@ async def robbed(commands: tuple[Command, ...], arena: Arena, chance: random.Ran
         await batch.reaches(chance.uniform(0.2, 0.7))
         await arena.redis(*(tuple(_named(word, batch) for word in command) for command in commands))
         robbed_at = time.monotonic()
-    return Verdict(again=again(arena), kept=KEPT, figures=took_over(arena, batch, robbed_at))
+    return Verdict(again=again(arena), kept=KEPT, figures=await took_over(arena, batch, robbed_at))
 
 
 def _named(word: str | bytes | float, batch: Batch) -> str | bytes | float:
@@ -67,7 +67,7 @@ async def restarted(arena: Arena, chance: random.Random) -> Verdict:
             await anyio.sleep(chance.uniform(0, 2))
             await start_server(arena)
             back = time.monotonic()
-    return Verdict(again=again(arena, 2), kept=KEPT, figures=took_over(arena, batch, back))
+    return Verdict(again=again(arena, 2), kept=KEPT, figures=await took_over(arena, batch, back))
 
 
 scenario("batch-server-restarted", "F8 M3", "SIGTERM of the server, twice in a batch", layout=ONE, seconds=SECONDS)(
@@ -94,7 +94,7 @@ async def killed(forgets: str, arena: Arena, chance: random.Random) -> Verdict:
         back = time.monotonic()
         await wait_until(lambda: batch.ended, timeout=ENDS)
     # What the log forgot to be answered is run again, though its answers were collected.
-    return Verdict(again=again(arena) + forgotten, kept=KEPT, figures=took_over(arena, batch, back))
+    return Verdict(again=again(arena) + forgotten, kept=KEPT, figures=await took_over(arena, batch, back))
 
 
 for _persistence, _forgets in {"always": "nothing", "everysec": "the last second", "no": "everything"}.items():
