@@ -92,7 +92,8 @@ class BatchRun:
                 message = "The input file is not what was uploaded; upload it again."
                 await self._fail(parts, LineError("input_file_damaged", message))
         record = ledger.record
-        state = BatchState(request=request, record=record, claims=self._owner, cancelled=self._cancelled)
+        cancelled = await self._desk.store.cancelled(request.id)  # maybe since we looked for the last time
+        state = BatchState(request=request, record=record, claims=self._owner, cancelled=cancelled)
         await put_away(self._desk.store, state)
         counts = {"total": record.total, "completed": record.completed, "failed": record.failed}
         log.info("batch done", batch=request.id, tenant=request.owner, status=record.status, **counts)
