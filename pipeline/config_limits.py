@@ -68,7 +68,6 @@ _PRESETS: Final[Mapping[str, Mapping[str, int]]] = {
         "max_batch_lines": 50_000,
         "max_batch_bytes": 200 * 2**20,
         "max_embedding_inputs": 50_000,
-        "max_batches_per_hour": 2000,
     },
 }
 _TRANSPORT: Final[Converters] = {

@@ -187,8 +187,8 @@ class BatchSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of one batch's input; unset: `max_upload_bytes`."""
     max_embedding_inputs: int | None = None
     """Texts to embed of one batch."""
-    max_batches_per_hour: int | None = None
-    """Batches one key may make in an hour; unset: as many as may be open."""
+    max_batches_per_hour: int = 2000
+    """Batches one key may make in an hour, which is OpenAI's limit as well."""
     max_open_batches: int = 1000
     """Batches of one key that have not ended."""
 

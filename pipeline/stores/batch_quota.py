@@ -58,12 +58,11 @@ class BatchQuota:
 
     async def _full(self, owner: str) -> _Refusal | None:
         now, most = self._now(), self._settings
-        if most.max_batches_per_hour is not None:
-            recent = await self._store.made(owner, now - HOUR)
-            if len(recent) >= most.max_batches_per_hour:
-                again = recent[-most.max_batches_per_hour] + HOUR
-                message = f"your key has made {len(recent)} batches within an hour; wait, or put more lines into one"
-                return _Refusal(again, message, again)
+        recent = await self._store.made(owner, now - HOUR)
+        if len(recent) >= most.max_batches_per_hour:
+            again = recent[-most.max_batches_per_hour] + HOUR
+            message = f"your key has made {len(recent)} batches within an hour; wait, or put more lines into one"
+            return _Refusal(again, message, again)
         if await self._store.has_open(owner, most.max_open_batches):
             there = most.max_open_batches
             message = f"your key has {there} batches that have not ended; wait for some, or put more lines into one"

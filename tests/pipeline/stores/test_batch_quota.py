@@ -64,6 +64,22 @@ async def test_s34_a_key_has_so_many_batches_open_until_one_of_them_ends(tmp_pat
     await desk.refused()
 
 
+async def test_s34_the_2001st_batch_of_an_hour_is_refused_as_at_openai(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk(tmp_path)
+    made: list[float] = []
+
+    async def known(owner: str, since: float) -> list[float]:
+        return made
+
+    monkeypatch.setattr(desk.store, "made", known)
+    made.extend([desk.now - 10] * 1999)
+    await desk.make()
+    made.append(desk.now)
+    assert await desk.refused() == 3590
+
+
 async def test_s34_a_flood_of_refusals_reads_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Desk(tmp_path, max_open_batches=1, max_batches_per_hour=1)
     await desk.make()
