@@ -39,7 +39,11 @@ def places(objects: ObjectServer) -> Places:
 
 
 async def test_a_store_that_is_away_for_a_while_costs_no_line_and_repeats_none(
-    server: Server, settings: Settings, objects: ObjectServer, places: Places
+    server: Server,
+    settings: Settings,
+    objects: ObjectServer,
+    places: Places,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     desk, failed, failing = make_desk(server, settings, places), 0, anyio.Event()
 
@@ -62,6 +66,9 @@ async def test_a_store_that_is_away_for_a_while_costs_no_line_and_repeats_none(
         state = await ended(desk, await create(desk, lines(200)))
         await wait_until(lambda: not [key for key in objects.objects if ".growing/" in key])
     assert failed == 4
+    logged = capfd.readouterr().out
+    assert "batch rests" in logged
+    assert "batch failed" not in logged
     assert state.claims > 1, "the batch went on with appends of unknown end"
     assert (state.record.completed, state.record.failed) == (200, 0)
     found = [entry["custom_id"] for entry in await written(desk, state.record.output_file_id)]
