@@ -76,7 +76,7 @@ def _look(look: str) -> str:
         if number == 1:
             said += ' font-weight="bold"'
         elif number == 2:
-            said += ' opacity="0.65"'
+            said += ' fill-opacity="0.65"'
         elif 30 <= number <= 37 or 90 <= number <= 97:
             said += f' fill="{COLOURS[number % 10]}"'
         elif number == 38 and numbers[:1] == [5]:
@@ -90,7 +90,7 @@ def _palette(number: int) -> str:
     if number < 16:
         return COLOURS[number % 8]
     if number >= 232:
-        return f"#{8 + (number - 232) * 10:02x}" * 1 + f"{8 + (number - 232) * 10:02x}" * 2
+        return "#" + f"{8 + (number - 232) * 10:02x}" * 3
     levels = (0, 95, 135, 175, 215, 255)
     red, rest = divmod(number - 16, 36)
     return "#" + "".join(f"{levels[level]:02x}" for level in (red, *divmod(rest, 6)))
