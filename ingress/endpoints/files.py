@@ -92,7 +92,7 @@ async def delete_file(exchange: Exchange) -> None:
     """Delete a file. Raises NoSuchFile, and FileInUse while an unfinished batch needs it."""
     edge, file_id = exchange.edge, exchange.scope["path_params"]["id"]
     record = await edge.files.get(file_id, _viewer(exchange))
-    if record.file.purpose == "batch" and (batch := (await edge.batches.inputs()).get(file_id)):
+    if record.file.purpose == "batch" and (batch := (await edge.batches.users([file_id])).get(file_id)):
         raise FileInUse(f"{batch} needs the file and has not ended", hint="cancel it, or wait for its end", param="id")
     await edge.files.delete(file_id, _viewer(exchange))
     await exchange.respond_json({"id": file_id, "object": "file", "deleted": True})

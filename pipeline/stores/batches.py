@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable
-from operator import attrgetter
+from collections.abc import Callable, Collection, Iterable
 from typing import Final, NamedTuple
 
 from pipeline import logs
@@ -39,11 +38,17 @@ log = logs.logger("batches")
 
 
 class Heading(NamedTuple):
-    """What a list of batches is made of."""
+    """What of a batch does not change, as far as many of them are looked through for it."""
 
     created: float
     id: str
     owner: str
+    input: str
+
+    @property
+    def hex(self) -> str:
+        """The id without its prefix."""
+        return self.id.removeprefix("batch_")
 
 
 class BatchStore:
@@ -54,7 +59,8 @@ class BatchStore:
         self._ended = blobs.below(ENDED)
         self._now = now
         self._headings: dict[str, Heading] = {}
-        """Of batches that have ended: they do not change, so each is read once."""
+        """Of batches that have ended: each is read once."""
+        self._live_headings: dict[str, Heading | None] = {}
         self._seen: dict[str, tuple[int, int]] = {}
         """Claims and highest record of unfinished batches, as found the last time: they only grow."""
 
@@ -125,19 +131,24 @@ class BatchStore:
         """Let nobody cancel a batch any more; return False if its client was faster. Raises StorageFull."""
         return await self.blobs.create(f"{batch_id}-cancel", b"") or await self.cancelled(batch_id) is None
 
-    async def live(self) -> list[BatchState]:
-        """Return every batch that was not put away, oldest first: those at work, and maybe some that have ended."""
-        states = await self._live(await self._live_names())
-        self._seen = {name: seen for name, seen in self._seen.items() if name in states}
-        return sorted(states.values(), key=attrgetter("request.created", "request.id"))
+    async def live(self) -> dict[Heading, bool]:
+        """Return every batch that was not put away, oldest first, and whether any owner has begun it."""
+        names = await self.blobs.names()
+        there = {name.removesuffix(REQUEST) for name in names if name.endswith(REQUEST)}
+        begun = {name.partition("-")[0] for name in names if "-claim-" in name}
+        await self._read_headings(name for name in there if name not in self._live_headings)
+        self._live_headings = {name: found for name, found in self._live_headings.items() if name in there}
+        self._seen = {name: seen for name, seen in self._seen.items() if name in there}
+        return {heading: heading.id in begun for heading in sorted(filter(None, self._live_headings.values()))}
 
-    async def reread(self, state: BatchState) -> BatchState | None:
+    async def reread(self, batch_id: str) -> BatchState | None:
         """Return a batch as it is now, unless it was put away."""
-        return (await self._live([state.request.id])).get(state.request.id)
+        return (await self._live([batch_id])).get(batch_id)
 
-    async def inputs(self) -> dict[str, str]:
-        """Return the input files of unfinished batches, each with the id of a batch that needs it."""
-        return {s.request.input_file_id: s.request.id for s in await self.live() if not s.record.terminal}
+    async def users(self, files: Collection[str]) -> dict[str, str]:
+        """Return which of these `files` are inputs of unfinished batches, each with the id of such a batch."""
+        states = await self._live([heading.id for heading in await self.live() if heading.input in files])
+        return {s.request.input_file_id: s.request.id for s in states.values() if not s.record.terminal}
 
     async def made(self, owner: str, since: float) -> list[float]:
         """Return when a key made the batches it has made `since` then, in seconds since 1970."""
@@ -145,11 +156,10 @@ class BatchStore:
 
     async def has_open(self, owner: str, count: int) -> bool:
         """Whether at least `count` batches of a key are not terminal."""
-        names = await self._live_names()
-        if len(names) < count:
+        theirs = [heading.id for heading in await self.live() if heading.owner == owner]
+        if len(theirs) < count:
             return False
-        states = (await self._live(names)).values()
-        return sum(state.request.owner == owner and not state.record.terminal for state in states) >= count
+        return sum(not state.record.terminal for state in (await self._live(theirs)).values()) >= count
 
     async def claim(self, state: BatchState) -> int:
         """Become the next owner of a batch and return its number; 0 if somebody else did. Raises StorageFull."""
@@ -225,16 +235,21 @@ class BatchStore:
                 log.error("batch unreadable", batch=name, error=str(error))
         return states
 
-    async def _live_names(self) -> list[str]:
-        return [name.removesuffix(REQUEST) for name in await self.blobs.names() if name.endswith(REQUEST)]
+    async def _read_headings(self, names: Iterable[str]) -> None:
+        """Read those of batches that were not put away; None for a broken disk, or somebody's hand."""
+        for file, data in (await self.blobs.fetch(f"{name}{REQUEST}" for name in names)).items():
+            try:
+                self._live_headings[file.removesuffix(REQUEST)] = _heading(decode_request(data))
+            except ValueError as error:
+                self._live_headings[file.removesuffix(REQUEST)] = None
+                log.error("batch unreadable", batch=file.removesuffix(REQUEST), error=str(error))
 
-    async def _all(self) -> list[Heading]:
+    async def _all(self) -> Collection[Heading]:
         there = await self._ended.names()
         for name, data in (await self._ended.fetch(n for n in there if n not in self._headings)).items():
-            self._headings[name] = _heading(decode_state(data))
+            self._headings[name] = _heading(decode_state(data).request)
         self._headings = {name: self._headings[name] for name in there if name in self._headings}
-        live = {state.request.id: _heading(state) for state in await self.live()}
-        return list((self._headings | live).values())
+        return {*self._headings.values(), *await self.live()}
 
 
 def no_such_batch() -> NotFound:
@@ -259,5 +274,5 @@ def _state(request: bytes, claims: int, record: bytes | None, cancelled: bytes |
     )
 
 
-def _heading(state: BatchState) -> Heading:
-    return Heading(state.request.created, state.request.id, state.request.owner)
+def _heading(request: BatchRequest) -> Heading:
+    return Heading(request.created, request.id, request.owner, request.input_file_id)

@@ -32,6 +32,9 @@ RECORD: Final = ".json"
 Check = Callable[[Blob], Awaitable[None]]
 """Looks at the contents of a file before it becomes one. Raises PipelineError if it shall not."""
 
+InUse = Callable[[Collection[str]], Awaitable[Collection[str]]]
+"""Says which of some files are needed although they have expired."""
+
 Viewer = str | None
 """Name of the key that asks; None sees the files of all."""
 
@@ -161,7 +164,7 @@ class FileStore:
         if not await self._remove(file_id):
             raise no_such_file()  # somebody else was faster
 
-    async def maintain(self, in_use: Callable[[], Awaitable[Collection[str]]]) -> None:
+    async def maintain(self, in_use: InUse) -> None:
         """Sweep now and then, for as long as the process lives; see `sweep`."""
         while True:
             await anyio.sleep(SWEEP_EVERY)
@@ -170,14 +173,14 @@ class FileStore:
             except Exception as error:  # a maintenance loop goes on, whatever the disk says today
                 log.warning("files not swept", exc_info=error)
 
-    async def sweep(self, in_use: Callable[[], Awaitable[Collection[str]]] | None = None) -> None:
+    async def sweep(self, in_use: InUse | None = None) -> None:
         """
         Delete what has expired and is not `in_use`, and what writers left that died.
 
         Raises StorageFull on a read-only disk.
         """
         expired = [record.file.id for record in await self._records() if self._has_expired(record)]
-        kept = await in_use() if expired and in_use is not None else ()
+        kept = await in_use(expired) if expired and in_use is not None else ()
         for name in expired:
             if name not in kept:
                 await self._remove(name)

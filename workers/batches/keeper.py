@@ -9,7 +9,7 @@ import anyio
 
 from pipeline import logs
 from pipeline.errors import StorageFull, StorageUnavailable, TransportError
-from pipeline.stores.batch_records import BatchState
+from pipeline.stores.batches import Heading
 from pipeline.stores.files import SWEEP_EVERY
 from workers.batches.ledger import Superseded
 from workers.batches.run import BatchRun, Desk, put_away
@@ -46,11 +46,11 @@ class Keeper:
             while True:
                 try:
                     found = await store.live()
-                    self._at_work = {s.request.id: s.request.owner for s in found if s.claims and not s.record.terminal}
+                    self._at_work = {batch.id: batch.owner for batch, begun in found.items() if begun}
                     self._divide()
-                    for state in found:
-                        if len(self._owned) < MOST_OWNED and await self._take(state):
-                            tasks.start_soon(self._own, state)
+                    for batch in found:
+                        if len(self._owned) < MOST_OWNED and await self._take(batch):
+                            tasks.start_soon(self._own, batch)
                 except TransportError as error:
                     log.debug("no batch can be claimed", error=str(error))
                 except StorageUnavailable as error:
@@ -67,21 +67,21 @@ class Keeper:
                 log.warning("batches not swept", error=type(error).__name__)
             await anyio.sleep(SWEEP_EVERY)
 
-    async def _take(self, state: BatchState) -> bool:
+    async def _take(self, batch: Heading) -> bool:
         """Take the lease of a batch that nobody has. Raises TransportUnavailable."""
-        name = state.request.id
+        name = batch.id
         if name in self._owned or self._resting.get(name, 0.0) > anyio.current_time():
             return False
-        if not await self._desk.transport.lease(state.request.hex):
+        if not await self._desk.transport.lease(batch.hex):
             return False
-        self._owned[name] = state.request.owner
+        self._owned[name] = batch.owner
         self._divide()
         return True
 
-    async def _own(self, state: BatchState) -> None:
-        name = state.request.id
+    async def _own(self, batch: Heading) -> None:
+        name = batch.id
         try:
-            now = await self._desk.store.reread(state)  # its last owner may have ended it meanwhile
+            now = await self._desk.store.reread(name)  # its last owner may have ended it meanwhile
             if now is not None and now.record.terminal:
                 await put_away(self._desk.store, now)
             elif now is not None and (number := await self._desk.store.claim(now)):
@@ -99,7 +99,7 @@ class Keeper:
             del self._owned[name]
             self._divide()
             with anyio.move_on_after(2, shield=True):
-                await self._desk.transport.release(state.request.hex)
+                await self._desk.transport.release(batch.hex)
 
     def _divide(self) -> None:
         """Share the window out: in equal parts to keys, and then to their batches, those of other processes too."""

@@ -53,10 +53,10 @@ async def test_of_an_ended_batch_one_file_stays_which_says_all_that_was_known(
     assert [path.name for path in files(tmp_path)] == [f"{running.request.id}-request"]
     for other in (store, BatchStore(store.blobs)):
         assert await other.get(state.request.id, "b") == state
-        assert await other.live() == [running]
+        assert [(heading.id, begun) for heading, begun in (await other.live()).items()] == [(running.request.id, False)]
         assert await other.page(None, None, 10) == ([state, running], False)
         assert await other.page("a", None, 10) == ([running], False)
-        assert await other.inputs() == {"file-1": running.request.id}
+        assert await other.users(["file-1", "file-2"]) == {"file-1": running.request.id}
     assert await store.cancel(state) == state
 
 
@@ -74,7 +74,7 @@ async def test_an_owner_that_wakes_up_after_its_batch_was_put_away_is_none_any_m
     assert not await store.superseded(state.request.id, 1)
     await store.put_away(state)
     assert await store.superseded(state.request.id, 1)
-    assert await store.reread(state) is None
+    assert await store.reread(state.request.id) is None
 
 
 async def test_ended_batches_are_forgotten_in_time_and_rests_of_any_at_once(store: BatchStore, tmp_path: Path) -> None:
@@ -94,4 +94,5 @@ async def test_ended_batches_are_forgotten_in_time_and_rests_of_any_at_once(stor
 async def test_a_batch_whose_files_are_damaged_leaves_the_others_alone(store: BatchStore, tmp_path: Path) -> None:
     damaged, other = [await store.create("a", CHAT, "file-1") for _ in range(2)]
     (tmp_path / f"{damaged.request.id}-request").write_bytes(b"\x00")
-    assert await store.live() == [other]
+    assert [heading.id for heading in await store.live()] == [other.request.id]
+    assert await store.states([damaged.request.id]) == []

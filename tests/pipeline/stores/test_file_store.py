@@ -192,7 +192,7 @@ async def test_an_expired_file_is_gone_before_it_is_swept(tmp_path: Path, clock:
     with pytest.raises(NoSuchFile):
         await store.delete(short, "team")
 
-    async def in_use() -> set[str]:
+    async def in_use(_: object) -> set[str]:
         return {short}
 
     await store.sweep(in_use)
@@ -224,7 +224,7 @@ async def test_sweeping_goes_on_after_a_failure(tmp_path: Path, monkeypatch: pyt
     store = store_in(tmp_path)
     sweeps = 0
 
-    async def nothing() -> tuple[str, ...]:
+    async def nothing(_: object) -> tuple[str, ...]:
         return ()
 
     async def failing(_: object) -> None:
