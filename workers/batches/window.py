@@ -22,8 +22,8 @@ from workers.batches.rests import Rests
 OPEN_BYTES: Final = 64 * 2**20
 """Bytes of lines of one batch that are under way: their bodies are in Redis meanwhile."""
 
-RESTING: Final = 16
-"""How many lines of a batch may rest, times its share of the window: 300 bytes each, and nothing in Redis."""
+RESTING: Final = 8
+"""How many lines of a batch may rest, times its share of the window: 450 bytes each, and nothing in Redis."""
 
 ANSWER_LATE: Final = 5.0
 """Seconds after a job's deadline by which its answer that it is too late should have come."""
