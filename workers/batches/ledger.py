@@ -75,7 +75,7 @@ class Ledger:
             self.record = msgspec.structs.replace(
                 self.record, completed=done.completed, failed=done.failed, usage=done.usage, **changes
             )
-            await self._check()
+            await self.check()
             await self._patiently(lambda: self._store.save(self._request.id, self.record))
 
     def progress(self, **now: Any) -> Progress:
@@ -89,7 +89,7 @@ class Ledger:
 
     async def unless_cancelled(self, status: str) -> str:
         """Return how the batch ends: so, or cancelled if that came first; later it cannot be. Raises Superseded."""
-        await self._check()
+        await self.check()
         first = await self._patiently(lambda: self._store.close(self._request.id))
         return status if first else "cancelled"
 
@@ -99,13 +99,14 @@ class Ledger:
             return
         parts, data = self._parts, bytes(outcomes.data)
         assert parts is not None
-        await self._check()
+        await self.check()
         await self._patiently(lambda: parts.append(outcomes.kind, data))
         outcomes.mark(self.done)  # without a pause: who is cancelled meanwhile must not leave half of it
         if failpoints.ARMED:
             await failpoints.reach("feed.after_append")
 
-    async def _check(self) -> None:
+    async def check(self) -> None:
+        """Raise Superseded if somebody else owns the batch, or it is over."""
         if await self._store.superseded(self._request.id, self.record.owner):
             raise Superseded
 

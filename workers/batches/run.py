@@ -178,6 +178,7 @@ class BatchRun:
                 self._ended_by = "expired" if self._cancelled is None else "cancelled"
                 work.cancel()
                 return
+            await self._ledger.check()  # before the answers are given another day to live
             try:
                 await search.look()
                 waiting = await self._desk.transport.waiting()
