@@ -55,6 +55,11 @@ def test_an_error_is_raised_each_time_it_is_reached() -> None:
     assert armed.reach("resolve.before_hook") == 0
 
 
+def test_a_disk_that_fails_raises_what_the_kernel_would() -> None:
+    with pytest.raises(OSError, match="Input/output error"):
+        Failpoints("feed.before_fsync=eio").reach("feed.before_fsync")
+
+
 def test_a_file_in_the_directory_fires_once_for_all(tmp_path: Path) -> None:
     one, other = Failpoints(str(tmp_path)), Failpoints(str(tmp_path))
     assert one.reach("resolve.after_read") == 0

@@ -43,6 +43,16 @@ async def test_the_record_of_the_last_owner_that_wrote_one_counts(store: BatchSt
         assert (found.claims, found.record.owner, found.record.fed) == (3, 2, 2)
 
 
+async def test_a_batch_is_cancelled_or_it_ends_whichever_comes_first(store: BatchStore) -> None:
+    one, other = await store.create("a", CHAT, "file-1"), await store.create("a", CHAT, "file-2")
+    assert (await store.cancel(one)).cancelled is not None
+    assert not await store.close(one.request.id)
+    assert await store.close(other.request.id)
+    assert await store.close(other.request.id)  # by its next owner
+    assert (await store.cancel(other)).cancelled is None
+    assert await store.cancelled(other.request.id) is None
+
+
 async def test_of_an_ended_batch_one_file_stays_which_says_all_that_was_known(
     store: BatchStore, tmp_path: Path
 ) -> None:
