@@ -15,7 +15,7 @@ from pipeline.errors import ConfigurationError
 from pipeline.exposure import check_exposure
 from pipeline.listener import listen
 from pipeline.settings import Settings
-from pipeline.startup import Source, redis_url, refuse, spare_collections
+from pipeline.startup import Source, redis_url, refuse, spare_collections, yield_often
 from pipeline.stores.places import prove
 from pipeline.transport.client import open_client
 
@@ -42,6 +42,7 @@ def ingress(config: str | None, host: str, port: int, data_dir: str | None, debu
     if doubt:
         log.warning("files may not be stored", reason=doubt)
     spare_collections()
+    yield_often()
     anyio.run(_run, settings, url, bound, source, backend_options={"use_uvloop": True})
 
 

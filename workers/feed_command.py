@@ -41,6 +41,7 @@ def feed(config: str | None, data_dir: str | None, debug: bool) -> None:
     logs.configure(debug=debug)
     settings = startup.Source(config, data_dir).load()
     startup.spare_collections()
+    startup.yield_often()
     os.nice(NICENESS)
     try:
         if doubt := prove(settings):

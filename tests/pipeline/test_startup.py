@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,12 @@ def test_without_either_it_is_the_embedded_server_of_the_data_directory(tmp_path
         assert startup.find_redis(None, None) == "unix:///ours"
         assert startup.find_redis("config.yaml", None) == "unix:///ours"
         assert startup.find_redis(None, str(tmp_path / ".promptmill")) == "unix:///ours"
+
+
+def test_threads_that_compute_give_way_to_the_event_loop_soon() -> None:
+    before = sys.getswitchinterval()
+    try:
+        startup.yield_often()
+        assert sys.getswitchinterval() < before / 5
+    finally:
+        sys.setswitchinterval(before)
