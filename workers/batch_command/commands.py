@@ -16,7 +16,7 @@ import msgspec
 from pipeline.errors import ConfigurationError
 from workers.batch_command import figures, inputs, options, summary
 from workers.batch_command.gateway import Batch, Gateway, read_batch
-from workers.batch_command.outputs import Places, answered, collect, fetch
+from workers.batch_command.outputs import Targets, answered, collect, fetch
 from workers.batch_command.running import DETACHED, Order, Run, upload
 from workers.batch_command.screens import Lines, Objects, open_screen
 from workers.batch_command.watching import watch as watch_batch
@@ -62,10 +62,12 @@ def run(source: Path, output: Path, endpoint: str | None, fresh: bool, as_json: 
     end runs what failed. Without a gateway on this machine one is started from the configuration, and stopped in the
     end. Ctrl-C leaves the batch running.
     """
-    places = Places(output)
+    targets = Targets(output)
     endpoint = endpoint or inputs.endpoint_of(source)
-    places.check(source)
-    order = Order(source=source, places=places, place=options.place(), endpoint=endpoint, fresh=fresh, as_json=as_json)
+    targets.check(source)
+    order = Order(
+        source=source, targets=targets, place=options.place(), endpoint=endpoint, fresh=fresh, as_json=as_json
+    )
     return Run(order).run()
 
 
@@ -145,10 +147,10 @@ def results(batch_id: str, output: Path | None, as_json: bool) -> int:
         if output is None:
             _print_content(gateway, ended.output_file_id)
             return summary.summary(ended).exit_code
-        places, known = Places(output), answered(output)
+        targets, known = Targets(output), answered(output)
         with open_screen(output.name) as screen:
-            causes = collect(gateway, ended, places, known, screen)
-    told = summary.written(ended, causes, places, len(known))
+            causes = collect(gateway, ended, targets, known, screen)
+    told = summary.written(ended, causes, targets, len(known))
     click.echo(msgspec.json.encode(told) if as_json else "\n".join(summary.lines(told)))
     return told.exit_code
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from workers.batch_command.watching import patiently
 _read_line: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-class Places:
+class Targets:
     """Where the results go: `out.jsonl`, and the failures beside it in `out.errors.jsonl`."""
 
     def __init__(self, output: Path) -> None:
@@ -57,24 +58,24 @@ def answered(path: Path) -> set[str]:
     return names
 
 
-def collect(gateway: Gateway, batch: Batch, places: Places, known: set[str], screen: Screen) -> Causes:
+def collect(gateway: Gateway, batch: Batch, targets: Targets, known: set[str], screen: Screen) -> Causes:
     """
     Bring the results of a batch to this machine, beside the answers `known` so far; return why lines failed.
 
     Raises StorageFull; then the same command goes on where this one was.
     """
     causes = Causes()
-    with _writing(places.output):
+    with _writing(targets.output):
         parts = [
-            None if file_id is None else _download(gateway, file_id, places.part(file_id), screen)
+            None if file_id is None else _download(gateway, file_id, targets.part(file_id), screen)
             for file_id in (batch.output_file_id, batch.error_file_id)
         ]
         answers, errors = parts
         if answers is not None:
-            _merge(answers, places.output, known)
+            _merge(answers, targets.output, known)
         elif not known:
-            places.output.unlink(missing_ok=True)  # of a run before `--fresh`
-        _write_errors(errors, places.errors, known, causes)
+            targets.output.unlink(missing_ok=True)  # of a run before `--fresh`
+        _write_errors(errors, targets.errors, known, causes)
     for part in parts:
         if part is not None:
             part.unlink(missing_ok=True)
@@ -84,7 +85,7 @@ def collect(gateway: Gateway, batch: Batch, places: Places, known: set[str], scr
 def fetch(gateway: Gateway, file_id: str, path: Path, screen: Screen) -> None:
     """Bring one file to this machine, whole or not at all. Raises StorageFull."""
     with _writing(path):
-        part = Places(path).part(file_id)
+        part = Targets(path).part(file_id)
         _download(gateway, file_id, part, screen)
         part.replace(path)
 
@@ -93,14 +94,26 @@ def _download(gateway: Gateway, file_id: str, part: Path, screen: Screen) -> Pat
     """Write a file to `part`, from where an earlier try came to; what is lost on the way is asked for again."""
 
     def go_on() -> None:
-        with part.open("ab") as file, gateway.content(file_id, file.tell()) as (size, pieces):
-            for piece in pieces:
-                file.write(piece)
-                screen.transfer("downloaded", file.tell(), size)
+        with part.open("ab") as file:
+            _claim(file)
+            with gateway.content(file_id, file.tell()) as (size, pieces):
+                for piece in pieces:
+                    file.write(piece)
+                    screen.transfer("downloaded", file.tell(), size)
             _sync(file)
 
     patiently(go_on, screen)
     return part
+
+
+def _claim(file: IO[bytes]) -> None:
+    """Raise ConfigurationError if another command is writing this file: two would spoil it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigurationError(
+            f"another command is writing {file.name}", hint="wait for it, and give this one again"
+        ) from None
 
 
 def _merge(answers: Path, output: Path, known: set[str]) -> None:

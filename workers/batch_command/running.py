@@ -13,7 +13,7 @@ from pipeline import lockfile
 from pipeline.errors import ConfigurationError, NotFound
 from workers.batch_command import inputs, places, state, summary
 from workers.batch_command.gateway import Batch, Gateway, read_batch
-from workers.batch_command.outputs import Places, answered, collect
+from workers.batch_command.outputs import Targets, answered, collect
 from workers.batch_command.places import Place
 from workers.batch_command.screens import Screen, open_screen
 from workers.batch_command.state import State
@@ -30,7 +30,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What `batch run` was asked for."""
 
     source: Path
-    places: Places
+    targets: Targets
     place: Place
     endpoint: str
     fresh: bool = False
@@ -78,9 +78,9 @@ class Run:
 
     def __init__(self, order: Order) -> None:
         self._order = order
-        self._state = None if order.fresh else state.load(order.places.state)
+        self._state = None if order.fresh else state.load(order.targets.state)
         replaces = order.fresh or (self._state is not None and self._state.replace)
-        self._answered = set() if replaces else answered(order.places.output)
+        self._answered = set() if replaces else answered(order.targets.output)
         self._selection: inputs.Selection | None = None
 
     def run(self) -> int:
@@ -107,7 +107,7 @@ class Run:
         return told.exit_code
 
     def _select(self) -> inputs.Selection:
-        source, output = self._order.source, self._order.places.output
+        source, output = self._order.source, self._order.targets.output
         if self._answered and source.stat().st_mtime > output.stat().st_mtime:
             click.echo(
                 f"{source.name} is newer than {output.name}: lines keep the answers they have; --fresh runs all again",
@@ -131,7 +131,7 @@ class Run:
 
     def _remember(self, now: State) -> State:
         replaces = self._order.fresh or (self._state is not None and self._state.replace)
-        return msgspec.structs.replace(now, replace=replaces).save(self._order.places.state)
+        return msgspec.structs.replace(now, replace=replaces).save(self._order.targets.state)
 
     def _earlier(self, known: State, gateway: Gateway) -> Batch | None:
         """Return the batch of an earlier run, if it came to make one."""
@@ -142,7 +142,7 @@ class Run:
             return read_batch(gateway.batch(known.batch))
         except NotFound:
             raise ConfigurationError(
-                f"{self._order.places.state} says that {known.batch} runs at {known.url}, "
+                f"{self._order.targets.state} says that {known.batch} runs at {known.url}, "
                 f"and the gateway at {gateway.url} does not know it",
                 hint="name the right one with --url or --data-dir, or start over with --fresh",
             ) from None
@@ -151,15 +151,15 @@ class Run:
         """Write down what came of the batch. Raises ConfigurationError if its lines could not run."""
         order = self._order
         if batch.status == "failed":
-            order.places.state.unlink(missing_ok=True)
+            order.targets.state.unlink(missing_ok=True)
             selection = self._selection or inputs.select(order.source, without=self._answered)
             raise summary.refused(batch, order.source.name, selection.number)
-        causes = collect(gateway, batch, order.places, self._answered, screen)
-        order.places.state.unlink(missing_ok=True)
-        return summary.written(batch, causes, order.places, len(self._answered))
+        causes = collect(gateway, batch, order.targets, self._answered, screen)
+        order.targets.state.unlink(missing_ok=True)
+        return summary.written(batch, causes, order.targets, len(self._answered))
 
     def _nothing_to_do(self) -> int:
-        source, output = self._order.source.name, self._order.places.output
+        source, output = self._order.source.name, self._order.targets.output
         click.echo(f"{output} has an answer to every line of {source}: nothing to do", err=True)
         if self._order.as_json:
             told = {"batch": None, "status": "completed", "failed": 0, "answers_in_output": len(self._answered)}
@@ -168,7 +168,7 @@ class Run:
 
     def _detach(self, batch: Batch, started: int) -> int:
         said = [f"still running: promptmill batch watch {batch.id}"]
-        said.append(f"  the same command again goes on from here, and writes {self._order.places.output}")
+        said.append(f"  the same command again goes on from here, and writes {self._order.targets.output}")
         if started:
             said.append("  the gateway that was started for it goes on as well; `promptmill down` stops it")
         click.echo("\n".join(said), err=True)

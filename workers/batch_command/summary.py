@@ -11,7 +11,7 @@ from pipeline.errors import ConfigurationError
 from workers.batch_command import figures
 from workers.batch_command.causes import Causes, Group, table
 from workers.batch_command.gateway import Batch, Tokens
-from workers.batch_command.outputs import Places
+from workers.batch_command.outputs import Targets
 
 MOST_ERRORS: Final = 10
 """Errors of a batch that could not run which are shown."""
@@ -63,12 +63,12 @@ def summary(batch: Batch, failures: list[Group] | None = None) -> Summary:
     )
 
 
-def written(batch: Batch, causes: Causes, places: Places, answers: int) -> Summary:
+def written(batch: Batch, causes: Causes, targets: Targets, answers: int) -> Summary:
     """Return what came of a batch whose results are in files now; the output has so many `answers` in all."""
     return msgspec.structs.replace(
         summary(batch, causes.groups()),
-        output=str(places.output),
-        errors=str(places.errors) if causes.total else None,
+        output=str(targets.output),
+        errors=str(targets.errors) if causes.total else None,
         answers_in_output=answers,
     )
 

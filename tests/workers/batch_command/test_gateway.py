@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 from fakes.upstream import CUT, Answer, Received, ScriptedUpstream, raw, reply, run_upstream_in_thread
 
 from pipeline import lockfile
-from pipeline.errors import ConfigurationError, NotFound
+from pipeline.errors import ConfigurationError, NotFound, StorageFull
 from workers.batch_command import watching
 from workers.batch_command.gateway import Gateway, GatewayAway, GatewayGone
 from workers.batch_command.outputs import fetch
@@ -131,6 +132,18 @@ def test_a_download_that_was_cut_goes_on_where_it_was(
     server.script(refusal(416))
     fetch(gateway, "file-12345678", tmp_path / "out2", Lines("out"))
     assert (tmp_path / "out2").read_bytes() == contents
+
+
+def test_results_that_cannot_be_written_are_told_and_not_mixed_with_those_of_another_command(
+    server: ScriptedUpstream, gateway: Gateway, tmp_path: Path
+) -> None:
+    with pytest.raises(StorageFull, match="cannot be written beside"):
+        fetch(gateway, "file-12345678", tmp_path / "nowhere" / "out", Lines("out"))
+    with (tmp_path / "out.12345678.part").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ConfigurationError, match="another command is writing"):
+            fetch(gateway, "file-12345678", tmp_path / "out", Lines("out"))
+    assert server.requests == []
 
 
 def test_an_answer_with_another_part_of_a_file_is_not_taken(server: ScriptedUpstream, gateway: Gateway) -> None:
