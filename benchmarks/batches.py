@@ -40,11 +40,12 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """Take samples until `stop`."""
-        while not self._end.wait(SAMPLE_EVERY):
-            self.memory.append(self._sum(measure.rss_bytes, 1 / 2**20))
-            if self._slow_url:
-                seen = msgspec.json.decode(httpx2.get(self._slow_url).content, type=Seen)
-                self.seen.append((time.monotonic(), seen))
+        with httpx2.Client() as http:
+            while not self._end.wait(SAMPLE_EVERY):
+                self.memory.append(self._sum(measure.rss_bytes, 1 / 2**20))
+                if self._slow_url:
+                    seen = msgspec.json.decode(http.get(self._slow_url).content, type=Seen)
+                    self.seen.append((time.monotonic(), seen))
 
     def stop(self) -> None:
         """Take no more of them."""
