@@ -44,7 +44,7 @@ test: setup ## Run every test, with branch coverage over all processes
 chaos: setup ## Disturb a gateway for a minute, as SEED=n draws it (or ONLY=name), and check that nothing is lost
 	PYTHONPATH=tests $(BIN)/python -m chaos $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only '$(ONLY)')
 
-chaos-long: setup ## Run every scenario once, the five-minute ones too (forty minutes); writes chaos.md
+chaos-long: setup ## Run every scenario once, the five-minute ones too (an hour); writes chaos.md
 	PYTHONPATH=tests $(BIN)/python -m chaos --all $(if $(SEED),--seed $(SEED)) --json chaos.json --table chaos.md
 
 lint: setup ## Check style, types, imports, spelling and sizes
