@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -26,6 +27,16 @@ def done(http: httpx2.Client) -> int:
     """Return how many lines have an outcome."""
     counts = http.get("/v1/batches").json()["data"][0]["request_counts"]
     return int(counts["completed"] + counts["failed"])
+
+
+def live_means(http: httpx2.Client) -> list[float]:
+    """Return sum and count of the seconds that live jobs waited for dispatch, and then were there."""
+    found = []
+    for metric in ("queue_seconds", "job_seconds"):
+        for kind in ("sum", "count"):
+            pattern = rf'promptmill_{metric}_{kind}{{[^}}]*lane="live"[^}}]*stage="dispatch"[^}}]*}} (\S+)'
+            found.append(sum(map(float, re.findall(pattern, http.get("/metrics").text))))
+    return found
 
 
 def batch_rate(http: httpx2.Client, seconds: float) -> float:
@@ -60,12 +71,17 @@ def measure(url: str, options: argparse.Namespace, path: Path) -> None:
         time.sleep(SETTLING)
         before = batch_rate(http, options.seconds / 2)
         counted, began = done(http), time.monotonic()
+        metrics = live_means(http)
         both = live(port, options.live, options.seconds)
         beside = (done(http) - counted) / (time.monotonic() - began)
+        waited, jobs, worked, _ = (now - then for now, then in zip(live_means(http), metrics, strict=True))
         after = batch_rate(http, options.seconds / 2)
     left = (before + after) / 2 - options.live
     print(f"live alone: p50 {alone[0]:.1f} ms, p99 {alone[1]:.1f} ms")
     print(f"beside the batch: p50 {both[0]:.1f} ms, p99 {both[1]:.1f} ms ({both[1] / alone[1]:.2f} times)")
+    print(
+        f"of that, on average: waited {waited / jobs * 1000:.1f} ms for dispatch, {worked / jobs * 1000:.1f} ms there"
+    )
     print(f"the batch: {beside:,.0f} lines/s, {beside / left:.0%} of what is left")
 
 

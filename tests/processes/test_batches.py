@@ -15,6 +15,7 @@ import pytest
 from fakes.batches import CHAT, BatchClient, line, lines
 from fakes.callers import drained, parts
 from fakes.gateways import MANAGER, Gateway, start_gateway
+from fakes.limiters import token_bucket
 from fakes.upstream import Answer, Received, ScriptedUpstream, completion, failure, raw, reply, run_upstream_in_thread
 from fakes.waiting import wait_until
 
@@ -71,6 +72,8 @@ def gateway(directory: Path, upstream: ScriptedUpstream, failpoints: Path) -> It
         f"    litellm_params: {{model: openai/gpt-4, api_base: '{upstream.url}', api_key: sk-upstream}}\n"
         "  - model_name: barred\n"
         f"    litellm_params: {{model: openai/barred, api_base: '{upstream.url}', api_key: sk-upstream}}\n"
+        "  - model_name: limited\n"
+        f"    litellm_params: {{model: openai/limited, api_base: '{upstream.url}', api_key: sk-upstream}}\n"
         "  - {model_name: local, litellm_params: {model: echo/echo}}\n"
         "litellm_settings: {callbacks: mine.mine}\n"
         f"promptmill_settings: {{batch_window: {WINDOW}, lease: 2}}\n"
@@ -203,6 +206,27 @@ async def test_lines_wait_out_a_provider_that_is_down_or_overloaded(
     outcome = await client.end((await client.create(lines(50)))["id"])
     outcome.check(IDS[:50])
     assert len(outcome.output) == 50
+
+
+async def test_a_limited_provider_is_asked_at_its_pace_and_its_limit_is_used(
+    client: BatchClient, upstream: ScriptedUpstream
+) -> None:
+    limiter, refused = token_bucket(limit=3000, burst=50), 0
+
+    def limited(received: Received) -> Answer:
+        nonlocal refused
+        if seconds := limiter(received.time):
+            refused += 1
+            return failure(429, headers={"retry-after": str(seconds)})
+        return echo(received)
+
+    upstream.default = limited
+    outcome = await client.end((await client.create(lines(400, model="limited")))["id"])
+    outcome.check(IDS[:400])
+    assert len(outcome.output) == 400
+    assert 1 <= refused < 40
+    times = [received.time for received in upstream.requests]
+    assert max(times) - min(times) < 3 * (400 - 50) / 50
 
 
 async def test_a_key_that_its_provider_refuses_costs_no_line(client: BatchClient, upstream: ScriptedUpstream) -> None:

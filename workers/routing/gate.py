@@ -96,6 +96,8 @@ class Gate:
         if limited or (busy and asked):
             self.pace.refused(ticket.launched, asked)
             self._shed()
+        elif busy:
+            self.pace.failed(ticket.launched)
         self._release()
 
     def hold(self, retry_after: float | None) -> None:

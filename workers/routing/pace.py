@@ -67,7 +67,8 @@ class Pace:
         self._resting = False
         self._until = 0.0
         self._next = 0.0
-        self._strikes = 0
+        self._strikes = self._struck = 0
+        """Rests in a row that were too short, this one included or not."""
         self._sent = 0
         self._base = self._goal = self._climb = 0.0
         """The learned rate: from `base` to `goal` within `climb` seconds of calls, and slowly on from there."""
@@ -128,24 +129,24 @@ class Pace:
         else:  # of the time before the last rest: what was sent since then says more
             self._until = max(self._until, self._clock() + min(retry_after or 0.0, LONGEST))
 
+    def failed(self, launched: int) -> None:
+        """Take note that a call was not served for another reason: that it was not refused tells nothing."""
+        if launched == self._number:
+            self._cycle.accepted -= 1
+
     def limited(self, retry_after: float | None) -> None:
         """Rest: the provider's limit is reached, by whomever."""
         now = self._clock()
         if not self._resting:
             self._resting = True
-            self._end_cycle(now)
+            self._cycle.hit, self._cycle.hit_at = min(self.rate, FULL), now
+            self._struck, self._strikes = self._strikes, 0
+        if self._cycle.accepted < 1 and self._last is not None and self._cycle is not self._last:
+            self._cycle = self._last  # nothing was accepted: the rest before was too short, and goes on
+            self._strikes = self._struck + 1
         asked = min(UNASKED, 2.0**self._strikes) if retry_after is None else min(retry_after, LONGEST)
         self._until = max(self._until, now + asked)
         self._learn()
-
-    def _end_cycle(self, now: float) -> None:
-        cycle = self._cycle
-        if cycle.accepted < 1 and self._last is not None:  # the rest before was too short, and goes on
-            self._cycle = self._last
-            self._strikes += 1
-        else:
-            cycle.hit, cycle.hit_at = min(self.rate, FULL), now
-            self._strikes = 0
 
     def _learn(self) -> None:
         cycle = self._cycle

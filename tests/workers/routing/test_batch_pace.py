@@ -166,6 +166,20 @@ def test_a_refusal_begins_a_rest_that_others_prolong_and_never_shorten() -> None
     assert pace.rest == LONGEST
 
 
+def test_a_time_in_which_everything_is_refused_is_not_taken_for_the_limit() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    while clock.now < 30:
+        clock.now += max(pace.wait, 0.005)
+        pace.launch()
+    while clock.now < 40:
+        calls = [pace.launch() for _ in range(5)]
+        for launched in calls:
+            pace.refused(launched, 1)
+        clock.now += pace.wait
+    assert pace.rate > 100
+
+
 def test_a_provider_that_does_not_say_how_long_is_left_alone_for_longer_and_longer() -> None:
     clock = Clock()
     pace = Pace(clock)
