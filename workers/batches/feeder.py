@@ -60,7 +60,8 @@ class Feeder:
         """Feed until every line has its outcome, or is a dead letter. Raises Superseded."""
         while not self._is_done():
             changed = self._window.changed
-            if not (await self._again() or await self._fresh()) and not self._is_done():
+            fed = not self._reader.is_over and (await self._again() or await self._fresh())
+            if not fed and not self._is_done():
                 with anyio.move_on_after(PAUSE):
                     await changed.wait()
 

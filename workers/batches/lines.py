@@ -29,6 +29,11 @@ class LineReader(Judge):
         self._clock = clock
         self._reply_to = keyspace.LINES + request.hex
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the batch has expired: a job would have no time, and that is not to its line's account."""
+        return self._clock() >= self._request.expires
+
     def needs(self, job: Job) -> tuple[str, ...]:
         """Return what a line needs, as far as is known before it runs."""
         group = self._catalog.group(job.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.settings import BatchSettings, Settings
 from pipeline.stage import Delivery, Done, Fail, Outcome
 from pipeline.stores.batch_progress import Latency
 from pipeline.stores.batch_records import Record
+from pipeline.stores.batches import WINDOW
 from pipeline.stores.local import LocalBlobs
 from pipeline.transport import keyspace
 from workers.batches.keeper import Keeper
@@ -45,6 +47,23 @@ async def test_a_line_that_never_has_an_answer_in_time_is_tried_three_times(serv
     assert [line_of(delivery.job.id) for delivery in stage.seen].count(2) == 3
     (error,) = await written(desk, record.error_file_id)
     assert error["response"]["status_code"] == 504  # type: ignore[index]
+
+
+async def test_a_line_whose_batch_expires_has_not_been_tried_in_vain(server: Server, settings: Settings) -> None:
+    ahead = 0.0
+
+    async def at_the_end(delivery: Delivery) -> Outcome:
+        nonlocal ahead
+        ahead = WINDOW
+        return Fail(DeadlineExceeded("too late"))
+
+    stage = ScriptedStage(at_the_end)
+    desk = msgspec.structs.replace(make_desk(server, settings), now=lambda: time.time() + ahead)
+    async with working(server, settings, stage), keeping(desk):
+        record = (await ended(desk, await create(desk, lines(10)))).record
+    assert (record.status, record.failed) == ("expired", 10)
+    codes = [entry["error"]["code"] for entry in await written(desk, record.error_file_id)]  # type: ignore[index]
+    assert codes == ["batch_expired"] * 10
 
 
 async def test_lines_that_nobody_can_serve_hold_the_feeding_up_and_come_again(
