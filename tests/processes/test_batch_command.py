@@ -187,7 +187,7 @@ def test_a_batch_is_submitted_watched_and_downloaded_in_steps(command: Command, 
     assert command("watch", batch, "--json") == 1
     assert json.loads(command.out.splitlines()[-1])["status"] == "completed"
     assert command("watch", batch) == 1
-    assert "1 lines failed:" in command.out
+    assert "1 line failed:" in command.out
     assert "too_long" in command.out
     assert command("status", batch, "--json") == 1
     assert json.loads(command.out)["id"] == batch

@@ -16,8 +16,6 @@ _HINTS: Final = {
     "prompt_manager_crashed": "look for native crashes and memory in the prompt manager: `promptmill dead list`",
     "prompt_not_found": "check the prompt's id, or add it to its manager",
     "prompt_model_unknown": "add the model the manager chose, or have it choose another",
-    "upstream_auth_failed": "the operator must check the deployment's `api_key`",
-    "model_disabled": "the operator must set the variable its key comes from",
 }
 _REFUSED: Final = "the provider refused this request: correct the line"
 

@@ -124,7 +124,7 @@ def status(batch_id: str, as_json: bool) -> int:
     elif now.ended:
         click.echo(_outcome(now))
     else:
-        click.echo("  ".join([now.id, *figures.headline(now, 0.0)]))
+        click.echo("  ".join([now.id, *figures.headline(now, None)]))
         click.echo(figures.details(now))
     return summary.summary(now).exit_code if now.ended else 0
 

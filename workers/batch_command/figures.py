@@ -35,13 +35,13 @@ class Pace:
         return (batch.done - before) / (now - since) if now > since else 0.0
 
 
-def headline(batch: Batch, pace: float) -> list[str]:
-    """Return the figures beside the bar."""
+def headline(batch: Batch, pace: float | None) -> list[str]:
+    """Return the figures beside the bar; None: the pace is not known."""
     counts = batch.counts
     if not counts.total:
         return [stand(batch)]
     words = [f"{batch.done:,}/{counts.total:,}"]
-    if batch.status == "in_progress":
+    if batch.status == "in_progress" and pace is not None:
         words.append(f"{pace:,.0f}/s" if pace >= 10 or not pace else f"{pace:.1f}/s")
     words.append(f"ok {counts.completed:,}")
     if batch.promptmill and batch.promptmill.retries:
@@ -84,6 +84,11 @@ def stand(batch: Batch) -> str:
     """Return a batch's status in words."""
     words = {"validating": "checking its lines", "finalizing": "writing its results", "cancelling": "being cancelled"}
     return words.get(batch.status, batch.status.replace("_", " "))
+
+
+def counted(count: int, one: str, more: str) -> str:
+    """Return a number with what it counts."""
+    return f"{count:,} {one if count == 1 else more}"
 
 
 def clock(duration: float) -> str:

@@ -81,12 +81,12 @@ def lines(told: Summary) -> list[str]:
         given, made = figures.short(told.tokens.input_tokens), figures.short(told.tokens.output_tokens)
         facts.append(f"{figures.short(told.tokens.total_tokens)} tokens ({given} in, {made} out)")
     if told.retries:
-        facts.append(f"{told.retries:,} retries")
+        facts.append(figures.counted(told.retries, "retry", "retries"))
     said = [", ".join(facts)]
     if told.failed:
-        said += [f"{told.failed:,} lines failed:", *table(told.failures)]
+        said += [f"{figures.counted(told.failed, 'line', 'lines')} failed:", *table(told.failures)]
     if told.output and told.answers_in_output:
-        said.append(f"answers   {told.output}  ({told.answers_in_output:,} lines)")
+        said.append(f"answers   {told.output}  ({figures.counted(told.answers_in_output, 'line', 'lines')})")
     if told.errors:
         said.append(f"failures  {told.errors}  (the same command again runs only these)")
     return [*said, f"batch     {told.batch}  ({told.status})"]

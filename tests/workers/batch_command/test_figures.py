@@ -51,6 +51,7 @@ def test_the_details_have_where_lines_are_and_how_the_provider_does() -> None:
 def test_what_a_gateway_does_not_say_is_left_out() -> None:
     assert figures.headline(batch(request_counts=None, status="validating"), 0.0) == ["checking its lines"]
     assert figures.headline(batch(), 0.0) == ["7,412/10,000", "0/s", "ok 7,398", "failed 14"]
+    assert figures.headline(batch(), None) == ["7,412/10,000", "ok 7,398", "failed 14"]
     assert figures.headline(batch(status="completed"), 9.0) == ["7,412/10,000", "ok 7,398", "failed 14", "completed"]
     assert figures.details(batch()) == "in flight 0"
     assert figures.details(batch(promptmill=Progress(backing_off={"m": 0.4}))) == "in flight 0 · backing off m 1s"
@@ -78,6 +79,8 @@ def test_the_pace_is_that_of_the_last_seconds() -> None:
 @pytest.mark.parametrize(
     ("said", "text"),
     [
+        (figures.counted(1, "line", "lines"), "1 line"),
+        (figures.counted(1_000, "line", "lines"), "1,000 lines"),
         (figures.clock(6), "0:06"),
         (figures.clock(750), "12:30"),
         (figures.clock(11_040), "3:04:00"),
