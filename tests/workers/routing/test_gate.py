@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 
@@ -97,6 +98,19 @@ async def test_a_call_that_left_while_it_waited_takes_no_turn() -> None:
     entered = gate.limit.in_flight
     gate.leave(await gate.enter())
     assert gate.limit.in_flight == entered
+
+
+async def test_a_turn_that_comes_as_its_call_is_cancelled_is_given_back() -> None:
+    gate = make()
+    gate.limit.value = 1
+    first = await gate.enter()
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(gate.enter())
+        await wait_until(lambda: not gate.pace.wait)
+        gate.leave(first)
+        assert gate.limit.in_flight == 1
+        waiting.cancel()
+    assert gate.limit.in_flight == 0
 
 
 async def test_overloads_leave_room_for_fewer_calls_and_each_end_lets_one_through() -> None:
