@@ -142,7 +142,7 @@ def results(batch_id: str, output: Path | None, as_json: bool) -> int:
     """
     with options.gateway() as gateway:
         ended = _ended(gateway, batch_id)
-        if ended.status == "failed":
+        if ended.status == "failed" and not ended.has_results:
             raise summary.refused(ended, batch_id, lambda line: line)
         if output is None:
             _print_content(gateway, ended.output_file_id)
@@ -216,7 +216,7 @@ def _ended(gateway: Gateway, batch_id: str) -> Batch:
 
 def _outcome(ended: Batch) -> str:
     """Return what came of a batch, for people."""
-    if ended.status == "failed":
+    if ended.status == "failed" and not ended.has_results:
         return summary.refused(ended, ended.id, lambda line: line).message
     said = summary.lines(summary.summary(ended))
     return "\n".join([*said, f"results   promptmill batch results {ended.id} -o out.jsonl"])

@@ -60,6 +60,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     completed_at: int | None = None
     expired_at: int | None = None
     cancelled_at: int | None = None
+    failed_at: int | None = None
     output_file_id: str | None = None
     error_file_id: str | None = None
     errors: Errors | None = None
@@ -84,9 +85,14 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         return self.status in TERMINAL
 
     @property
+    def has_results(self) -> bool:
+        """Whether lines of it ran: a batch that failed as a whole may have lost its input half-way."""
+        return self.output_file_id is not None or self.error_file_id is not None
+
+    @property
     def seconds(self) -> int:
         """How long its lines ran, as far as it has ended."""
-        end = self.completed_at or self.expired_at or self.cancelled_at
+        end = self.completed_at or self.expired_at or self.cancelled_at or self.failed_at
         return max(0, end - self.in_progress_at) if end and self.in_progress_at else 0
 
 

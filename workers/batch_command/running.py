@@ -150,7 +150,7 @@ class Run:
     def _collect(self, gateway: Gateway, batch: Batch, screen: Screen) -> summary.Summary:
         """Write down what came of the batch. Raises ConfigurationError if its lines could not run."""
         order = self._order
-        if batch.status == "failed":
+        if batch.status == "failed" and not batch.has_results:
             order.targets.state.unlink(missing_ok=True)
             selection = self._selection or inputs.select(order.source, without=self._answered)
             raise summary.refused(batch, order.source.name, selection.number)

@@ -35,6 +35,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     failures: list[Group]
     output: str | None = None
     errors: str | None = None
+    reason: str = ""
+    """Why the batch failed as a whole, although lines of it ran."""
     answers_in_output: int | None = None
     """Those of earlier batches too."""
 
@@ -49,6 +51,7 @@ def summary(batch: Batch, failures: list[Group] | None = None) -> Summary:
     said, counts = batch.promptmill, batch.counts
     if failures is None:
         failures = [Group(code=code, status=0, count=n) for code, n in (said.failures if said else {}).items()]
+    errors = batch.errors.data if batch.errors else ()
     return Summary(
         batch=batch.id,
         status=batch.status,
@@ -60,6 +63,7 @@ def summary(batch: Batch, failures: list[Group] | None = None) -> Summary:
         lines_per_second=round(batch.done / max(1, batch.seconds), 1),
         tokens=batch.usage or Tokens(),
         failures=failures,
+        reason=errors[0].message if errors else "",
     )
 
 
@@ -89,7 +93,7 @@ def lines(told: Summary) -> list[str]:
         said.append(f"answers   {told.output}  ({figures.counted(told.answers_in_output, 'line', 'lines')})")
     if told.errors:
         said.append(f"failures  {told.errors}  (the same command again runs only these)")
-    return [*said, f"batch     {told.batch}  ({told.status})"]
+    return [*said, f"batch     {told.batch}  ({told.status}{f': {told.reason}' if told.reason else ''})"]
 
 
 def refused(batch: Batch, name: str, number: Callable[[int], int]) -> ConfigurationError:
