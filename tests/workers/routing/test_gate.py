@@ -106,7 +106,7 @@ async def test_a_turn_that_comes_as_its_call_is_cancelled_is_given_back() -> Non
     first = await gate.enter()
     async with asyncio.TaskGroup() as tasks:
         waiting = tasks.create_task(gate.enter())
-        await wait_until(lambda: not gate.pace.wait)
+        await wait_until(lambda: gate._waiting and not gate.pace.wait)
         gate.leave(first)
         assert gate.limit.in_flight == 1
         waiting.cancel()
