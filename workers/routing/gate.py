@@ -71,11 +71,10 @@ class Gate:
 
     async def enter(self) -> Ticket:
         """Wait for a call's turn. Raises Postponed when that would take too long; `leave` must follow otherwise."""
-        delay = self.delay()
-        if delay > PATIENCE:
-            raise self.postponed()
-        if not (delay or self._waiting):
+        if not self._waiting and self._open():
             return self._begin()
+        if self.delay() > PATIENCE:
+            raise self.postponed()
         turn: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         self._set_timer()
@@ -118,11 +117,14 @@ class Gate:
     def _rate(self) -> float:
         return min(self.pace.rate, self.limit.value / self._seconds if self._seconds else self.pace.rate)
 
+    def _open(self) -> bool:
+        return self.limit.room >= 1 and not self.pace.wait
+
     def _begin(self) -> Ticket:
         return Ticket(self.pace.launch(), self.limit.begin(), self._clock())
 
     def _release(self) -> None:
-        while self._waiting and self.limit.room >= 1 and not self.pace.wait:
+        while self._waiting and self._open():
             turn = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(self._begin())
