@@ -39,6 +39,7 @@ NAMES: Final = frozenset(
         "feed.after_append",
         "feed.before_rename",
         "feed.before_terminal",
+        "feed.after_terminal",
     ]
 )
 

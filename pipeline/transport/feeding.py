@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
@@ -103,13 +104,6 @@ class LineStream:
             self._settled += (("UNLINK", *self._references),)
             self._references = []
 
-    async def end(self, seconds: float) -> None:
-        """Drop all answers: the batch is over. Those that still come are dropped with the stream, after `seconds`."""
-        try:
-            await self._link.call(("XTRIM", self._key, "MAXLEN", 0), ("PEXPIRE", self._key, int(seconds * 1000)))
-        except TransportError:
-            return  # it expires by itself
-
     async def close(self) -> None:
         """Close the connection."""
         await self._link.close()
@@ -139,7 +133,8 @@ class FeedTransport:
             self._links["upkeep"], self._clock, this_process(self.consumer, "feed", (), settings.digest)
         )
         self._lease_ms = int(settings.transport.lease * 1000)
-        self._leased: set[str] = set()
+        self._leased: dict[str, float] = {}
+        """Batches in our hands, and when the lease of each was renewed last."""
         self.on_lost: dict[str, Callable[[int], None]] = {}
         """Per batch, what to call with the last admission that is still there when Redis lost later ones."""
         self.connected = False
@@ -151,6 +146,14 @@ class FeedTransport:
     def line_stream(self, batch: str) -> LineStream:
         """Return a batch's answers, with a connection of its own for blocking reads."""
         return LineStream(Link(self._url, f"{self.consumer}-lines"), self._bodies, batch)
+
+    async def drop_answers(self, batch: str) -> None:
+        """Drop the answers of a batch that is over; what jobs that were fed twice still bring goes with their time."""
+        stream, lifetime = keyspace.lines(batch), int(self._settings.batches.batch_line_timeout * 1000)
+        try:
+            await self._links["upkeep"].call(("XTRIM", stream, "MAXLEN", 0), ("PEXPIRE", stream, lifetime))
+        except TransportError:
+            return  # they expire by themselves
 
     async def add(self, jobs: Sequence[tuple[Job, bytes]]) -> list[int]:
         """Put lines on their way; see `Admission.add_all`."""
@@ -187,14 +190,19 @@ class FeedTransport:
 
     async def lease(self, batch: str) -> bool:
         """Take the lease of a batch, if nobody has it. Raises TransportUnavailable."""
+        now = anyio.current_time()
         free = await self._links["upkeep"].run(self._take(batch))
         if free is not None:
-            self._leased.add(batch)
+            self._leased[batch] = now
         return free is not None
+
+    def has_lease(self, batch: str) -> bool:
+        """Whether our lease of a batch cannot have run out: who stood still for long may be succeeded."""
+        return anyio.current_time() < self._leased.get(batch, -math.inf) + self._lease_ms / 1000
 
     async def release(self, batch: str) -> None:
         """Give up a lease, so that somebody else need not wait for its end."""
-        self._leased.discard(batch)
+        self._leased.pop(batch, None)
         try:
             if await self._links["upkeep"].run(("GET", keyspace.lease(batch))) == self.consumer.encode():
                 await self._links["upkeep"].run(("UNLINK", keyspace.lease(batch)))
@@ -206,11 +214,11 @@ class FeedTransport:
 
     async def _renew(self) -> None:
         """Renew the leases. Who lost one finds it out from the batch's files. Raises TransportUnavailable."""
-        batches = list(self._leased)
+        batches, now = list(self._leased), anyio.current_time()
         if not batches:
             return
         holders = await self._links["upkeep"].call(*(("GET", keyspace.lease(batch)) for batch in batches))
-        await self._links["upkeep"].call(
+        renewed = await self._links["upkeep"].call(
             *(
                 ("PEXPIRE", keyspace.lease(batch), self._lease_ms)
                 if holder == self.consumer.encode()
@@ -218,6 +226,9 @@ class FeedTransport:
                 for batch, holder in zip(batches, holders, strict=True)
             )
         )
+        self._leased |= {
+            batch: now for batch, ours in zip(batches, renewed, strict=True) if ours and batch in self._leased
+        }
 
     def _lost(self, last: int) -> None:
         log.warning("redis lost data", after_batch=last)

@@ -15,6 +15,7 @@ from fakes.gateways import promptmill
 from fakes.waiting import wait_until
 
 from pipeline.metrics import Family
+from pipeline.stores.local import GROWING, PART
 from pipeline.transport import keyspace
 from pipeline.transport.connection import Link
 from pipeline.transport.registry import read_metrics
@@ -30,8 +31,7 @@ THREADS = {"ingress": 4, "dispatch": 4, "resolve": 72, "feed": 40}
 LATE_MS = 600_000
 """How long answers are taken that come after the end of their batch: `batch_line_timeout`."""
 
-UNFINISHED = (".part", ".growing")
-"""How names of files end that somebody writes."""
+UNFINISHED = (PART, GROWING)
 
 TASKS = 12
 """Most that a process has at rest, two more than the loops that it consists of."""
@@ -49,7 +49,7 @@ async def violations(arena: Arena, verdict: Verdict, baseline: dict[str, Footpri
     """Return what is wrong, a line each; first wait until the gateway has come to rest."""
     found = [*_answers(arena, verdict), *_calls(arena, verdict)]
     found += await _streams(arena)
-    found += _batches(arena, verdict)
+    found += await _batches(arena, verdict)
     found += await _keys(arena)
     found += await _letters(arena, verdict)
     found += await _footprints(arena, verdict, baseline)
@@ -105,13 +105,25 @@ async def _streams(arena: Arena) -> list[str]:
     return []
 
 
-def _batches(arena: Arena, verdict: Verdict) -> list[str]:
+async def _batches(arena: Arena, verdict: Verdict) -> list[str]:
     """I1 to I6 of batches; and nothing that was only for their way is left on the disk."""
+    if not arena.batches:
+        return []
     calls = arena.witness.calls
     found = [text for batch in arena.batches for text in batch.violations(calls)]
-    stored = {path for kind in STORES for path in arena.stored(kind)} - arena.stored_before
-    left = sorted(path.name for path in stored if path.suffix in UNFINISHED)
-    return found + [f"I6 {len(left)} files are left, as {name}" for name in left[verdict.parts :][:1]]
+    left: list[str] = []
+
+    async def tidy() -> bool:
+        leases = await arena.redis(*(("EXISTS", keyspace.lease(batch.hex)) for batch in arena.batches))
+        stored = {path for kind in STORES for path in arena.stored(kind)} - arena.stored_before
+        left[:] = sorted(path.name for path in stored if path.suffix in UNFINISHED)
+        return not any(leases) and len(left) <= verdict.parts and not any(name.endswith(GROWING) for name in left)
+
+    try:
+        await wait_until(tidy, timeout=20, every=0.2)
+    except AssertionError:
+        return [*found, f"I6 a lease or unfinished files are left: {left}"]
+    return found
 
 
 async def _keys(arena: Arena) -> list[str]:
@@ -128,7 +140,6 @@ async def _keys(arena: Arena) -> list[str]:
             break
     lifetimes = await arena.redis(*(("PTTL", name) for name in names)) if names else []
     permanent = tuple(keyspace.PREFIX + part for part in keyspace.PERMANENT)
-    found += [f"I6 {name} outlived its batch" for name in names if name.startswith(keyspace.lease(""))]
     for name, lifetime in zip(names, lifetimes, strict=True):
         if lifetime == -1 and not name.startswith(permanent):
             found.append(f"I6 {name} lives for ever")

@@ -131,6 +131,8 @@ class Feeder:
             self._window.under_way(line, job.id, now)
         if failpoints.ARMED:
             await failpoints.reach("feed.mid_feed")
+        if not self._transport.has_lease(self._request.hex):
+            await self._ledger.check()  # or we would feed for a batch that is somebody else's by now, or over
         batches = await self._transport.add([(job, body) for _, job, body in outgoing])
         for (line, job, _), batch in zip(outgoing, batches, strict=True):
             if line.job != job.id:

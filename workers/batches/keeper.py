@@ -83,7 +83,7 @@ class Keeper:
         try:
             now = await self._desk.store.reread(name)  # its last owner may have ended it meanwhile
             if now is not None and now.record.terminal:
-                await put_away(self._desk.store, now)
+                await put_away(self._desk, now)
             elif now is not None and (number := await self._desk.store.claim(now)):
                 log.info("batch taken", batch=name, owner=number, status=now.record.status)
                 await BatchRun(self._desk, now, number).run(lambda: self._shares[name])

@@ -94,7 +94,7 @@ class BatchRun:
         record = ledger.record
         cancelled = await self._desk.store.cancelled(request.id)  # maybe since we looked for the last time
         state = BatchState(request=request, record=record, claims=self._owner, cancelled=cancelled)
-        await put_away(self._desk.store, state)
+        await put_away(self._desk, state)
         counts = {"total": record.total, "completed": record.completed, "failed": record.failed}
         log.info("batch done", batch=request.id, tenant=request.owner, status=record.status, **counts)
 
@@ -124,7 +124,6 @@ class BatchRun:
                 raise ended
             if not self._ledger.record.terminal:
                 await self._end(blob, window, parts)
-                await stream.end(limits.batches.batch_line_timeout)  # jobs that were fed twice end by then
         finally:
             del self._desk.transport.on_lost[self._request.id]
             with anyio.CancelScope(shield=True):
@@ -218,6 +217,8 @@ class BatchRun:
             await failpoints.reach("feed.before_terminal")
         status = await ledger.unless_cancelled(status)
         await ledger.reach(status, self._desk.now(), progress=ledger.progress(), **files)
+        if failpoints.ARMED:
+            await failpoints.reach("feed.after_terminal")
 
     async def _cancel_jobs(self, ours: list[str]) -> None:
         """Cancel what is under way, also where an earlier owner fed it; some of ours may be on the way to Redis."""
@@ -274,10 +275,11 @@ class BatchRun:
         await ledger.reach(status, self._desk.now(), errors=errors, progress=ledger.progress(), **files)
 
 
-async def put_away(store: BatchStore, state: BatchState) -> None:
+async def put_away(desk: Desk, state: BatchState) -> None:
     """Let of a batch that has ended only what is kept stay; whoever finds one may do it, also again."""
-    await remove_parts(store.blobs, state.request.id, state.claims)
-    await store.put_away(state)
+    await desk.transport.drop_answers(state.request.hex)
+    await remove_parts(desk.store.blobs, state.request.id, state.claims)
+    await desk.store.put_away(state)
 
 
 def _first(group: BaseExceptionGroup[Exception]) -> Exception:
