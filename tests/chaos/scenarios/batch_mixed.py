@@ -73,7 +73,7 @@ async def _pause(batch: Batch, seconds: float) -> None:
     await wait_until(lambda: batch.ended or time.monotonic() > limit, timeout=seconds + 1, every=0.05)
 
 
-for _lines, _seconds in ((5_000, 30), (50_000, 300)):
+for _lines, _seconds in ((5_000, 15), (50_000, 300)):
     scenario(
         f"batch-mixed-{_lines}",
         "F3 F4 F11 F14 M3",
