@@ -15,13 +15,16 @@ from chaos.arena import Arena
 from chaos.batches import Batch
 from chaos.scenario import Verdict, scenario
 from chaos.scenarios.batch_kills import KEPT, TWO, again
-from chaos.scenarios.server import kill_server, start_server
+from chaos.scenarios.server import GONE, kill_server, start_server
 from fakes.waiting import wait_until
 
 PARTS = ("ingress", "resolve", "dispatch", "feed")
 FAULTS = (*[f"kill {part}" for part in PARTS], *[f"cut {part}" for part in PARTS], "cut provider", "kill server")
 FLUSHED_AT = 0.5
 """Share of the lines that is done when everything in Redis is lost, once."""
+
+UNTIL = 0.95
+"""Share of the lines after which nothing happens: answers that Redis keeps, away at the very end, live for a day."""
 
 SLOWEST = 60.0
 """Lines a second, at least, with all those faults: a third of what a busy machine does."""
@@ -33,7 +36,7 @@ async def mixed(lines: int, arena: Arena, chance: random.Random) -> Verdict:
     """Do something every two to four seconds."""
     done: Counter[str] = Counter()
     async with arena.batch(lines, limit=lines / SLOWEST + 60) as batch:
-        while not batch.ended:
+        while batch.done < UNTIL * lines:
             if batch.done >= FLUSHED_AT * lines and not done["flush"]:
                 await arena.redis(("FLUSHALL",))
                 done["flush"] += 1
@@ -46,6 +49,7 @@ async def mixed(lines: int, arena: Arena, chance: random.Random) -> Verdict:
     faults = sum(done.values())
     took = batch.ended - batch.began
     return Verdict(
+        codes=GONE,
         again=again(arena, faults),
         parts=done["kill feed"] + done["kill ingress"],
         kept=2 * KEPT,
