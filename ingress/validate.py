@@ -13,12 +13,12 @@ import msgspec
 
 from ingress.exchange import Exchange
 from pipeline.batch_requests import Judge
-from pipeline.batch_validation import Validation
+from pipeline.batch_validation import MOST_ERRORS, Validation
 from pipeline.errors import BacklogFull, InvalidBatchFile
 from pipeline.intake import BATCHED
 from pipeline.stores.batch_lines import LineError
 from pipeline.stores.blobs import Blob
-from pipeline.stores.lines import read_lines
+from pipeline.stores.lines import PIECE, read_lines
 
 MOST_WAITING: Final = 4
 """Uploads to be validated that a process takes in at a time: they keep their places among the transfers."""
@@ -75,13 +75,14 @@ class UploadCheck:
 async def _endpoint(blob: Blob, longest: int) -> str:
     """Return the endpoint that the first line with a usable one names: a batch has one, and a file does not say."""
     async with aclosing(read_lines(blob, longest)) as source:
-        for line in await anext(source, []):
-            try:
-                url = _decode_url(line.data or b"").url
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                continue
-            if url in BATCHED:
-                return url
+        for _ in range(longest // PIECE + 2):  # the first line may be as long as that
+            for line in (await anext(source, []))[:MOST_ERRORS]:
+                try:
+                    url = _decode_url(line.data or b"").url
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                    continue
+                if url in BATCHED:
+                    return url
     return next(iter(BATCHED))
 
 

@@ -166,10 +166,10 @@ class Window:
         if self._source is None:
             self._source = read_lines(self._blob, self._longest, self._offset, self._number)
         while len(lines) < room and size < OPEN_BYTES:
-            if not self._read:
-                self._read.extend(await anext(self._source, []))
-                if not self._read:
-                    break
+            while not self._read:
+                if (read := await anext(self._source, None)) is None:
+                    return lines
+                self._read.extend(read)
             line = self._read.popleft()
             lines.append(line)
             size += line.end - line.offset
