@@ -31,6 +31,9 @@ ENDED: Final = "ended"
 REQUEST: Final = "-request"
 """What the name of a batch's first file ends with, which is removed first when it is put away."""
 
+CANCEL: Final = "-cancel"
+"""What the name of its cancellation ends with; an empty one says that it cannot be cancelled any more."""
+
 _ID: Final = re.compile(r"batch_[0-9a-f]{32}", re.ASCII)
 _KEPT: Final = re.compile(r"(batch_[0-9a-f]{32})-(?:request|cancel|(?:claim|record)-\d{1,9})", re.ASCII)
 
@@ -44,11 +47,21 @@ class Heading(NamedTuple):
     id: str
     owner: str
     input: str
+    expires: float
 
     @property
     def hex(self) -> str:
         """The id without its prefix."""
         return self.id.removeprefix("batch_")
+
+
+class Stand(NamedTuple):
+    """How far an unfinished batch is, as the names of its files tell."""
+
+    begun: bool
+    """Whether it has had an owner."""
+    ending: bool
+    """Whether it was cancelled, or its owner had come to its end."""
 
 
 class BatchStore:
@@ -119,27 +132,29 @@ class BatchStore:
         """Ask for the end of a batch, once; a terminal one stays as it is. Raises StorageFull."""
         if state.record.terminal:
             return state
-        await self.blobs.create(f"{state.request.id}-cancel", str(int(self._now())).encode())
+        await self.blobs.create(f"{state.request.id}{CANCEL}", str(int(self._now())).encode())
         return next(iter(await self.states([state.request.id])), state)
 
     async def cancelled(self, batch_id: str) -> int | None:
         """Return when a batch was cancelled, in seconds since 1970."""
-        said = await self.blobs.fetch([f"{batch_id}-cancel"])
+        said = await self.blobs.fetch([f"{batch_id}{CANCEL}"])
         return next((int(data) for data in said.values() if data), None)
 
     async def close(self, batch_id: str) -> bool:
         """Let nobody cancel a batch any more; return False if its client was faster. Raises StorageFull."""
-        return await self.blobs.create(f"{batch_id}-cancel", b"") or await self.cancelled(batch_id) is None
+        return await self.blobs.create(f"{batch_id}{CANCEL}", b"") or await self.cancelled(batch_id) is None
 
-    async def live(self) -> dict[Heading, bool]:
-        """Return every batch that was not put away, oldest first, and whether any owner has begun it."""
+    async def live(self) -> dict[Heading, Stand]:
+        """Return every batch that was not put away, oldest first."""
         names = await self.blobs.names()
         there = {name.removesuffix(REQUEST) for name in names if name.endswith(REQUEST)}
         begun = {name.partition("-")[0] for name in names if "-claim-" in name}
         await self._read_headings(name for name in there if name not in self._live_headings)
         self._live_headings = {name: found for name, found in self._live_headings.items() if name in there}
         self._seen = {name: seen for name, seen in self._seen.items() if name in there}
-        return {heading: heading.id in begun for heading in sorted(filter(None, self._live_headings.values()))}
+        ending = {name.removesuffix(CANCEL) for name in names if name.endswith(CANCEL)}
+        found = sorted(filter(None, self._live_headings.values()))
+        return {heading: Stand(heading.id in begun, heading.id in ending) for heading in found}
 
     async def reread(self, batch_id: str) -> BatchState | None:
         """Return a batch as it is now, unless it was put away."""
@@ -185,7 +200,7 @@ class BatchStore:
         for kind in ("claim", "record"):
             for number in range(1, state.claims + 1):
                 await self.blobs.delete(f"{batch}-{kind}-{number}")
-        await self.blobs.delete(f"{batch}-cancel")
+        await self.blobs.delete(f"{batch}{CANCEL}")
 
     async def sweep(self, retention: float) -> None:
         """Remove batches that ended over `retention` seconds ago, and what was left of others. Raises StorageFull."""
@@ -229,7 +244,7 @@ class BatchStore:
             self._seen[name] = claims, recorded
             try:
                 states[name] = _state(
-                    request, claims, said.get(f"{name}-record-{recorded}"), said.get(f"{name}-cancel")
+                    request, claims, said.get(f"{name}-record-{recorded}"), said.get(f"{name}{CANCEL}")
                 )
             except ValueError as error:  # a broken disk, or somebody's hand: the other batches go on
                 log.error("batch unreadable", batch=name, error=str(error))
@@ -260,7 +275,7 @@ def no_such_batch() -> NotFound:
 def _next_files(name: str, claims: int, recorded: int) -> Iterable[str]:
     """Return the files that say what has become of a batch since it had these."""
     yield f"{name}-claim-{claims + 1}"
-    yield f"{name}-cancel"
+    yield f"{name}{CANCEL}"
     for number in range(max(1, recorded), claims + 1):
         yield f"{name}-record-{number}"
 
@@ -275,4 +290,4 @@ def _state(request: bytes, claims: int, record: bytes | None, cancelled: bytes |
 
 
 def _heading(request: BatchRequest) -> Heading:
-    return Heading(request.created, request.id, request.owner, request.input_file_id)
+    return Heading(request.created, request.id, request.owner, request.input_file_id, request.expires)

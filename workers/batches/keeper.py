@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Final
+from collections.abc import Collection, Iterable
+from typing import Final, NamedTuple
 
 import anyio
+from anyio.abc import TaskGroup
 
 from pipeline import logs
 from pipeline.errors import StorageFull, StorageUnavailable, TransportError
@@ -14,16 +16,26 @@ from pipeline.stores.files import SWEEP_EVERY
 from workers.batches.ledger import Superseded
 from workers.batches.run import BatchRun, Desk, put_away
 
-MOST_OWNED: Final = 64
+PLACES: Final = 64
 """Batches one process has in hand: each has a connection and a few open files."""
+
+EXTRA_PLACES: Final = 16
+"""Places beyond them, for batches that only have to end."""
 
 LEAST_SHARE: Final = 8
 """Lines a batch may have open, however many others there are."""
 
-RETRY: Final = 10.0
-"""Seconds a batch rests in which we failed."""
+PATIENCE: Final = 10.0
+"""Seconds a batch rests that we failed with, or that made place for another."""
 
 log = logs.logger("feed")
+
+
+class Place(NamedTuple):
+    """What a batch in hand has."""
+
+    batch: Heading
+    work: anyio.CancelScope
 
 
 class Keeper:
@@ -31,33 +43,26 @@ class Keeper:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._owned: dict[str, str] = {}
-        """Batches in hand, with the key each belongs to."""
+        self._places: dict[str, Place] = {}
         self._at_work: dict[str, str] = {}
-        """Likewise those that any process has begun."""
+        """Batches that any process has begun, with the key each belongs to."""
         self._shares: dict[str, int] = {}
         self._resting: dict[str, float] = {}
 
     async def run(self) -> None:
         """Take up batches for ever; who cancels this ends their work, which then goes on elsewhere."""
-        store = self._desk.store
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._sweep)
             while True:
                 try:
-                    found = await store.live()
-                    self._at_work = {batch.id: batch.owner for batch, begun in found.items() if begun}
-                    self._divide()
-                    for batch in found:
-                        if len(self._owned) < MOST_OWNED and await self._take(batch):
-                            tasks.start_soon(self._own, batch)
+                    await self._look(tasks)
                 except TransportError as error:
                     log.debug("no batch can be claimed", error=str(error))
                 except StorageUnavailable as error:
                     log.warning("batches cannot be read", error=error.message)
                 except OSError as error:
                     log.error("batches cannot be read", error=type(error).__name__)
-                await anyio.sleep(store.blobs.look_every)
+                await anyio.sleep(self._desk.store.blobs.look_every)
 
     async def _sweep(self) -> None:
         while True:
@@ -67,44 +72,99 @@ class Keeper:
                 log.warning("batches not swept", error=type(error).__name__)
             await anyio.sleep(SWEEP_EVERY)
 
-    async def _take(self, batch: Heading) -> bool:
-        """Take the lease of a batch that nobody has. Raises TransportUnavailable."""
+    async def _look(self, tasks: TaskGroup) -> None:
+        """Take up what there is a place for. Raises TransportUnavailable and StorageUnavailable."""
+        found, now = await self._desk.store.live(), self._desk.now()
+        self._at_work = {batch.id: batch.owner for batch, stand in found.items() if stand.begun}
+        self._resting = {name: end for name, end in self._resting.items() if end > anyio.current_time()}
+        self._divide()
+        ending = {batch.id for batch, stand in found.items() if stand.ending or now >= batch.expires}
+        for batch in found:
+            if batch.id in ending and len(self._places) < PLACES + EXTRA_PLACES:
+                await self._take(batch, tasks)
+        for rank, batch in self._in_turn(found):
+            if len(self._staying) < PLACES:
+                await self._take(batch, tasks)
+            elif (other := self._crowding(rank, ending)) is None:
+                break
+            elif await self._take(batch, tasks):
+                self._rest(other.batch.id)
+                other.work.cancel()
+
+    def _in_turn(self, found: Iterable[Heading]) -> Iterable[tuple[int, Heading]]:
+        """Return batches that have no place, each with how many of its key go before it: fewest first, then oldest."""
+        before = Counter(place.batch.owner for place in self._staying)
+        ranked = []
+        for batch in found:
+            if batch.id not in self._places:
+                ranked.append((before[batch.owner], batch))
+                before[batch.owner] += 1
+        return sorted(ranked)
+
+    def _crowding(self, rank: int, ending: Collection[str]) -> Place | None:
+        """Return who makes place for a batch of this rank, if that is fair: the youngest of the key that has most."""
+        places = [place for place in self._staying if place.batch.id not in ending]
+        (owner, most), *_ = Counter(place.batch.owner for place in places).most_common(1) or [("", 0)]
+        if most <= rank + 1:
+            return None
+        return max((place for place in places if place.batch.owner == owner), key=lambda place: place.batch)
+
+    @property
+    def _staying(self) -> list[Place]:
+        return [place for place in self._places.values() if not place.work.cancel_called]
+
+    async def _take(self, batch: Heading, tasks: TaskGroup) -> bool:
+        """Take up a batch that nobody has. Raises TransportUnavailable."""
         name = batch.id
-        if name in self._owned or self._resting.get(name, 0.0) > anyio.current_time():
+        if name in self._places or name in self._resting:
             return False
         if not await self._desk.transport.lease(batch.hex):
             return False
-        self._owned[name] = batch.owner
+        self._places[name] = place = Place(batch, anyio.CancelScope())
         self._divide()
+        tasks.start_soon(self._own, place)
         return True
 
-    async def _own(self, batch: Heading) -> None:
-        name = batch.id
+    async def _own(self, place: Place) -> None:
+        name = place.batch.id
         try:
-            now = await self._desk.store.reread(name)  # its last owner may have ended it meanwhile
-            if now is not None and now.record.terminal:
-                await put_away(self._desk, now)
-            elif now is not None and (number := await self._desk.store.claim(now)):
-                log.info("batch taken", batch=name, owner=number, status=now.record.status)
-                await BatchRun(self._desk, now, number).run(lambda: self._shares[name])
+            with place.work:
+                await self._process(name)
         except Superseded:
             log.warning("batch has another owner", batch=name)
         except (StorageFull, StorageUnavailable, TransportError) as error:
             log.warning("batch rests", batch=name, error=error.message)
-            self._resting[name] = anyio.current_time() + RETRY
+            self._rest(name)
         except Exception as error:  # a bug in one batch must not end the others
             log.error("batch failed", batch=name, error=type(error).__name__, exc_info=error)
-            self._resting[name] = anyio.current_time() + RETRY
+            self._rest(name)
         finally:
-            del self._owned[name]
+            del self._places[name]
             self._divide()
             with anyio.move_on_after(2, shield=True):
-                await self._desk.transport.release(batch.hex)
+                await self._desk.transport.release(place.batch.hex)
+
+    async def _process(self, name: str) -> None:
+        """Bring a batch to its end. Raises Superseded, StorageFull, StorageUnavailable and TransportError."""
+        desk = self._desk
+        now = await desk.store.reread(name)  # its last owner may have ended it meanwhile
+        if now is None:  # or nobody can read it
+            self._rest(name)
+        elif now.record.terminal:
+            await put_away(desk, now)
+        elif number := await desk.store.claim(now):
+            log.info("batch taken", batch=name, owner=number, status=now.record.status)
+            await BatchRun(desk, now, number).run(lambda: self._shares[name])
+
+    def _rest(self, name: str) -> None:
+        """Leave a batch to other processes for a while."""
+        self._resting[name] = anyio.current_time() + PATIENCE
 
     def _divide(self) -> None:
         """Share the window out: in equal parts to keys, and then to their batches, those of other processes too."""
-        batches = Counter((self._at_work | self._owned).values())
+        ours = {name: place.batch.owner for name, place in self._places.items()}
+        batches = Counter((self._at_work | ours).values())
         window = self._desk.settings.batches.batch_window
         self._shares = {
-            name: max(LEAST_SHARE, window // len(batches) // batches[owner]) for name, owner in self._owned.items()
+            name: max(LEAST_SHARE, window // len(batches) // batches[owner]) for name, owner in ours.items()
         }

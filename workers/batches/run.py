@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import aclosing
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import msgspec
@@ -86,12 +86,12 @@ class BatchRun:
             try:
                 await self._use_input(parts, share)
             except NotFound:
-                await self._cancel_jobs([])
                 await self._fail(parts, LineError("input_file_not_found", "The input file does not exist any more."))
             except FileDamaged:
                 message = "The input file is not what was uploaded; upload it again."
                 await self._fail(parts, LineError("input_file_damaged", message))
         record = ledger.record
+        await ledger.check()  # or the state that a later owner kept would be replaced
         cancelled = await self._desk.store.cancelled(request.id)  # maybe since we looked for the last time
         state = BatchState(request=request, record=record, claims=self._owner, cancelled=cancelled)
         await put_away(self._desk, state)
@@ -173,7 +173,8 @@ class BatchRun:
         while True:
             if self._cancelled is None:
                 self._cancelled = await self._desk.store.cancelled(self._request.id)
-            if self._cancelled is not None or self._desk.now() >= self._request.expires:
+            finalizing = self._ledger.record.status == "finalizing"  # then every line has its outcome
+            if self._cancelled is not None or (self._desk.now() >= self._request.expires and not finalizing):
                 self._ended_by = "expired" if self._cancelled is None else "cancelled"
                 work.cancel()
                 return
@@ -200,7 +201,7 @@ class BatchRun:
     # The end
 
     async def _end(self, blob: Blob, window: Window, parts: Parts) -> None:
-        """Give every line its outcome, make the files, and write the last record."""
+        """Give every line its outcome, and end the batch."""
         ledger = self._ledger
         status = self._ended_by or "completed"
         if status == "expired":
@@ -212,16 +213,28 @@ class BatchRun:
             await ledger.reach("finalizing", self._desk.now())
         elif ledger.record.total:
             await self._conclude_undone(blob, *UNDONE[status])
-        files = await self._make_files(parts)
+        await self._conclude(parts, status)
+
+    async def _fail(self, parts: Parts, *errors: LineError) -> None:
+        """End a batch that cannot go on; what is done of it stays."""
+        await self._cancel_jobs([])
+        await self._write_held()
+        await self._conclude(parts, "failed", errors=errors)
+
+    async def _conclude(self, parts: Parts, status: str, **last: Any) -> None:
+        """Make the files, and write the last record."""
+        ledger, files = self._ledger, await self._make_files(parts)
         if failpoints.ARMED:
             await failpoints.reach("feed.before_terminal")
         status = await ledger.unless_cancelled(status)
-        await ledger.reach(status, self._desk.now(), progress=ledger.progress(), **files)
+        await ledger.reach(status, self._desk.now(), progress=ledger.progress(), **files, **last)
         if failpoints.ARMED:
             await failpoints.reach("feed.after_terminal")
 
     async def _cancel_jobs(self, ours: list[str]) -> None:
         """Cancel what is under way, also where an earlier owner fed it; some of ours may be on the way to Redis."""
+        if not self._ledger.record.fed:
+            return
         try:
             found = await self._desk.transport.under_way(self._request.hex)
             jobs = list({*ours, *found.jobs})
@@ -257,22 +270,15 @@ class BatchRun:
         size, request, files = parts.size(kind), self._request, self._desk.files
         if not size:
             return None
+        name = "output" if kind == RESULTS else "error"
+        wanted = Wanted(f"{request.id}_{name}.jsonl", "batch_output", request.output_expires_after)
         async with files.blobs.write(file_id, size) as writer:
             await parts.copy(kind, writer)
             if failpoints.ARMED:
                 await failpoints.reach("feed.before_rename")
-            written = await writer.commit()
-        name = "output" if kind == RESULTS else "error"
-        wanted = Wanted(f"{request.id}_{name}.jsonl", "batch_output", request.output_expires_after)
-        await files.publish(file_id, request.owner, wanted, written)
+            await self._ledger.check()  # copying takes long, and a later owner's file may be there, or deleted again
+            await files.publish(file_id, request.owner, wanted, await writer.commit())
         return file_id
-
-    async def _fail(self, parts: Parts, *errors: LineError) -> None:
-        """End a batch that cannot go on; what is done of it stays."""
-        await self._write_held()
-        ledger, files = self._ledger, await self._make_files(parts)
-        status = await ledger.unless_cancelled("failed")
-        await ledger.reach(status, self._desk.now(), errors=errors, progress=ledger.progress(), **files)
 
 
 async def put_away(desk: Desk, state: BatchState) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import NotFound
 from pipeline.stores.batch_records import BatchState, Record
-from pipeline.stores.batches import BatchStore
+from pipeline.stores.batches import BatchStore, Stand
 from pipeline.stores.local import LocalBlobs
 
 pytestmark = pytest.mark.anyio
@@ -63,7 +63,9 @@ async def test_of_an_ended_batch_one_file_stays_which_says_all_that_was_known(
     assert [path.name for path in files(tmp_path)] == [f"{running.request.id}-request"]
     for other in (store, BatchStore(store.blobs)):
         assert await other.get(state.request.id, "b") == state
-        assert [(heading.id, begun) for heading, begun in (await other.live()).items()] == [(running.request.id, False)]
+        assert [(heading.id, stand) for heading, stand in (await other.live()).items()] == [
+            (running.request.id, Stand(begun=False, ending=False))
+        ]
         assert await other.page(None, None, 10) == ([state, running], False)
         assert await other.page("a", None, 10) == ([running], False)
         assert await other.users(["file-1", "file-2"]) == {"file-1": running.request.id}

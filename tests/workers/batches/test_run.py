@@ -25,7 +25,6 @@ from pipeline.stores.batch_records import Record
 from pipeline.stores.batches import WINDOW
 from pipeline.stores.local import LocalBlobs
 from pipeline.transport import keyspace
-from workers.batches.keeper import Keeper
 from workers.batches.lines import line_of
 from workers.batches.parts import open_parts
 from workers.batches.tally import count
@@ -216,15 +215,6 @@ async def test_lines_that_were_lost_with_their_owner_are_fed_again_while_others_
 
 async def all_of(waiting: Callable[[], Awaitable[list[str]]], count: int) -> bool:
     return len(await waiting()) == count
-
-
-async def test_the_window_is_shared_by_keys_and_then_by_batches(server: Server, settings: Settings) -> None:
-    wide = msgspec.structs.replace(settings, batches=BatchSettings(batch_window=120))
-    keeper = Keeper(make_desk(server, wide))
-    keeper._owned = {"a1": "a", "a2": "a", "b1": "b"}
-    keeper._at_work = {"a1": "a", "a3": "a"}
-    keeper._divide()
-    assert keeper._shares == {"a1": 20, "a2": 20, "b1": 60}
 
 
 async def test_a_batch_that_loses_its_input_keeps_what_is_done(server: Server, settings: Settings) -> None:

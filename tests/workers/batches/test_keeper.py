@@ -1,0 +1,65 @@
+"""Which batches a process has in hand: no key keeps another's out, and what only has to end waits for no place."""
+
+from __future__ import annotations
+
+import anyio
+import msgspec
+import pytest
+from fakes.batches import CHAT, lines
+from fakes.desks import answer, create, ended, keeping, make_desk, working
+from fakes.pipelines import ScriptedStage
+from fakes.servers import Server
+from fakes.waiting import wait_until
+
+from pipeline.settings import BatchSettings, Settings
+from pipeline.stage import Delivery, Outcome
+from pipeline.stores.batches import WINDOW, Heading
+from workers.batches import keeper
+from workers.batches.keeper import Keeper, Place
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+
+
+async def serve_all_but_a(delivery: Delivery) -> Outcome:
+    if delivery.job.tenant == "a":
+        await anyio.sleep_forever()
+    return await answer(delivery)
+
+
+async def test_what_is_over_waits_for_no_place_and_another_key_gets_one(
+    server: Server, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "PLACES", 2)
+    desk = make_desk(server, settings)
+
+    async def owners(*batches: str) -> list[int]:
+        return [state.claims for state in await desk.store.states(batches)]
+
+    async with working(server, settings, ScriptedStage(serve_all_but_a)), keeping(desk):
+        first, second, third = [await create(desk, lines(1), "a") for _ in range(3)]
+
+        async def both_are_taken() -> bool:
+            return await owners(first, second) == [1, 1]
+
+        await wait_until(both_are_taken)
+        assert await owners(third) == [0]
+
+        state = await desk.store.cancel(await desk.store.get(third, None))
+        late = await desk.store.create("a", CHAT, state.request.input_file_id, window=0)
+        assert (await ended(desk, third)).record.status == "cancelled"
+        assert (await ended(desk, late.request.id)).record.status == "expired"
+        assert (await ended(desk, await create(desk, lines(3), "b"))).record.completed == 3
+        assert await owners(first, second) == [1, 1]
+
+
+async def test_the_window_is_shared_by_keys_and_then_by_batches(server: Server, settings: Settings) -> None:
+    wide = msgspec.structs.replace(settings, batches=BatchSettings(batch_window=120))
+    keeping = Keeper(make_desk(server, wide))
+    keeping._places = {name: Place(heading(name), anyio.CancelScope()) for name in ("a1", "a2", "b1")}
+    keeping._at_work = {"a1": "a", "a3": "a"}
+    keeping._divide()
+    assert keeping._shares == {"a1": 20, "a2": 20, "b1": 60}
+
+
+def heading(name: str) -> Heading:
+    return Heading(created=0.0, id=name, owner=name[0], input="", expires=WINDOW)
