@@ -17,10 +17,12 @@ from pipeline.errors import (
     DeadlineExceeded,
     InternalError,
     MessageUnreadable,
+    NoWorker,
     PipelineError,
     TransportError,
     WorkerLost,
 )
+from pipeline.job import BATCH
 from pipeline.rotation import Rotation
 from pipeline.settings import Settings
 from pipeline.stage import Fail, Stage, StageContext, StageSpec
@@ -181,7 +183,9 @@ class StageRunner:
         metrics.DEADLINE_DROPS[self._spec.name,].inc()
         facts = delivery.job.facts
         facts = msgspec.structs.replace(facts, queue_ms=round(facts.queue_ms + delivery.queued_ms, 3))
-        error = DeadlineExceeded(f"the deadline passed while the job waited for the {self._spec.name} stage")
+        # A line of a batch waits for longer than one job of it may: that it never ran is not to its account.
+        kind = NoWorker if delivery.job.lane == BATCH else DeadlineExceeded
+        error = kind(f"the deadline passed while the job waited for the {self._spec.name} stage")
         return Fail(error, facts)
 
     def _dead(self, delivery: HeldDelivery, error: PipelineError, reason: str) -> Dead:

@@ -30,7 +30,7 @@ PAUSE: Final = 0.25
 """Seconds after which a feeder with nothing to do looks again."""
 
 TRIES: Final = 3
-"""Jobs of a line that may end with their deadline before the line ends in an error."""
+"""Jobs of a line that may run into their deadline before the line ends in an error."""
 
 RETRY: Final = 1.0
 """Seconds a line rests that did not get into Redis."""
@@ -69,9 +69,8 @@ class Feeder:
         return self._ledger.done.count + len(self._window.aside) >= self._ledger.record.total
 
     async def _again(self) -> bool:
-        """Feed the open lines whose time came; return whether there were any."""
-        now = anyio.current_time()
-        lines = [*self._window.overdue(now), *self._window.awake(now, FEED_MOST)]
+        """Feed the lines whose rest is over; return whether there were any."""
+        lines = self._window.awake(anyio.current_time(), FEED_MOST)
         outgoing, given_up = [], []
         for line in lines:
             if line.tries >= TRIES:

@@ -80,14 +80,14 @@ class OpenLine:
         """Id of the job under way; empty while it rests, or when an earlier owner fed it."""
         self.admission = 0
         self.tries = 0
-        """Jobs that ended with their deadline."""
+        """Jobs that ran into their deadline."""
         self.deferrals = 0
         self.need = ""
         """What it lacked the last time it was not served."""
         self.limited = False
         """Whether that is there, but has a limit."""
         self.wake = 0.0
-        """When to look at it again: the end of its rest, or of its job's time."""
+        """The end of its rest, or when its job should have been answered."""
 
     @property
     def size(self) -> int:

@@ -22,21 +22,22 @@ class Search:
         self._window = window
         self._stream = stream
         self._transport = transport
-        self._losses = 0
+        self._doubts = 0
         self._admitted: Set[str] = frozenset()
         self._found: UnderWay | None = None
         self._closed = 0
         self._since, self._patience = anyio.current_time(), PATIENCE
 
     async def look(self) -> None:
-        """Look after each loss, and act once all answers up to that moment are written. Raises TransportUnavailable."""
+        """Look at each doubt, and act once all answers up to that moment are written. Raises TransportUnavailable."""
         if await self._stream.listen() or self._stands_still():
-            self._window.losses += 1
-        losses = self._window.losses
-        if losses != self._losses:
+            self._window.doubt()
+        self._window.doubt_late(anyio.current_time())
+        doubts = self._window.doubts
+        if doubts != self._doubts:
             self._admitted = self._window.admitted
             self._found = await self._transport.under_way(self._batch)
-            self._losses = losses
+            self._doubts = doubts
         if self._found is not None and self._stream.has_concluded(self._found.last_answer):
             self._window.settle(self._admitted, self._found.jobs)
             self._found = None

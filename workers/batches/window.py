@@ -28,8 +28,8 @@ RESTING: Final = 8
 ANSWER_LATE: Final = 5.0
 """Seconds after a job's deadline by which its answer that it is too late should have come."""
 
-LOOK_EVERY: Final = 0.25
-"""Seconds between two looks for jobs without an answer."""
+DOUBT_EVERY: Final = 60.0
+"""Seconds between two searches for jobs that should have been answered: while no worker runs they all stay."""
 
 LONGEST_REST: Final = 300.0
 """Seconds a line rests at most unless a provider asks for more."""
@@ -48,7 +48,7 @@ class Window:
         self._timeout = line_timeout
         self._share = share
         self._size = 0
-        self._look = 0.0
+        self._next_doubt = 0.0
         self._limited: Counter[str] = Counter()
         """Lines that met a provider's limit and are under way, or rest until they are; by model."""
         self._offset, self._number = 0, 1
@@ -56,7 +56,7 @@ class Window:
         self._read: deque[Line] = deque()
         self._inherited: set[int] = set()
         """Lines whose job, if there is one, an earlier owner fed."""
-        self.losses = 0
+        self.doubts = 0
         """Grows with what makes it uncertain whether jobs are there."""
         self.closed = 0
         """Lines that got their outcome."""
@@ -85,7 +85,7 @@ class Window:
         line.wake = now + self._timeout
         self._inherited.add(line.number)
         self.add(line)
-        self.losses += 1
+        self.doubt()
 
     def settle(self, admitted: Set[str], jobs: Iterable[str]) -> None:
         """These `jobs` are under way; other `admitted` ones, and those of earlier owners, are lost: feed them again."""
@@ -103,16 +103,15 @@ class Window:
         self._inherited.discard(line.number)
         line.job, line.wake, line.admission = job, now + self._timeout + ANSWER_LATE, 0
 
-    def overdue(self, now: float) -> list[OpenLine]:
-        """Return the lines that should have had an answer by now, each a try the poorer."""
-        if now < self._look:
-            return []
-        self._look = now + LOOK_EVERY
-        lines = [line for line in self.open.values() if line.wake <= now]
-        for line in lines:
-            line.tries += bool(line.job)
-            self._inherited.discard(line.number)
-        return lines
+    def doubt(self) -> None:
+        """Jobs may not be there any more."""
+        self.doubts += 1
+
+    def doubt_late(self, now: float) -> None:
+        """Doubt jobs that should have had an answer by now; they may still wait, or their answers to be written."""
+        if now >= self._next_doubt and any(line.job and line.wake <= now for line in self.open.values()):
+            self._next_doubt = now + DOUBT_EVERY
+            self.doubt()
 
     def get(self, number: int) -> OpenLine | None:
         """Return a line that has no outcome yet."""
@@ -264,5 +263,5 @@ class Window:
         for line in [line for line in self.open.values() if line.admission > last]:
             line.admission = 0
             self.rest(line, 0.0)
-        self.losses += 1
+        self.doubt()
         self.tell()
