@@ -14,6 +14,7 @@ from pipeline.errors import StorageFull, StorageUnavailable, TransportError
 from pipeline.stores.batches import Heading
 from pipeline.stores.files import SWEEP_EVERY
 from workers.batches.ledger import Superseded
+from workers.batches.parts import remove_parts
 from workers.batches.run import BatchRun, Desk, put_away
 
 PLACES: Final = 64
@@ -154,7 +155,12 @@ class Keeper:
             await put_away(desk, now)
         elif number := await desk.store.claim(now):
             log.info("batch taken", batch=name, owner=number, status=now.record.status)
-            await BatchRun(desk, now, number).run(lambda: self._shares[name])
+            try:
+                await BatchRun(desk, now, number).run(lambda: self._shares[name])
+            except Superseded:
+                if await desk.store.reread(name) is None:  # it was put away, before we began parts of our own
+                    await remove_parts(desk.store.blobs, name, number)
+                raise
 
     def _rest(self, name: str) -> None:
         """Leave a batch to other processes for a while."""

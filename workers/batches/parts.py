@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
 from pipeline.stores.batch_records import Part, Usage
@@ -105,7 +105,8 @@ async def adopt(blobs: Blobs, batch_id: str, parts: Sequence[Part], last: int, d
         await _read(blobs, batch_id, part.owner, done, part)
     if not last:
         return tuple(parts)
-    return (*parts, await _read(blobs, batch_id, last, done, None))
+    found = await _read(blobs, batch_id, last, done, None)
+    return (*parts, found) if found.results or found.errors else tuple(parts)
 
 
 async def remove_parts(blobs: Blobs, batch_id: str, owners: int) -> None:
@@ -119,13 +120,24 @@ async def _read(blobs: Blobs, batch_id: str, owner: int, done: Done, part: Part 
     sizes = []
     for kind in (RESULTS, ERRORS):
         async with blobs.grow(_name(batch_id, kind, owner)) as blob:
-            limit = await _whole(blob) if part is None else _size(part, kind)
-            async for lines in read_lines(blob, LONGEST):
-                for line in lines:
-                    if line.end <= limit and line.data is not None:
-                        _take(line.data, kind, done)
-            sizes.append(limit)
+            sizes.append(await _take_in(blob, kind, done, None if part is None else _size(part, kind)))
     return Part(owner, *sizes)
+
+
+async def _take_in(blob: Blob, kind: str, done: Done, size: int | None) -> int:
+    """Read what counts of a blob; if its size is not settled yet, that ends where no outcome can be read. Return it."""
+    limit = await _whole(blob) if size is None else size
+    async with aclosing(read_lines(blob, LONGEST)) as source:
+        async for lines in source:
+            for line in lines:
+                if line.end <= limit and line.data is not None:
+                    try:
+                        _take(line.data, kind, done)
+                    except ValueError:  # written when the power failed: what follows was not durable, either
+                        if size is not None:
+                            raise
+                        return line.offset
+    return limit
 
 
 def _take(written: bytes, kind: str, done: Done) -> None:

@@ -65,6 +65,22 @@ async def test_a_line_that_was_torn_by_a_crash_is_not_there(blobs: LocalBlobs, t
     assert await copied(blobs, 2, adopted, RESULTS) == result(1)
 
 
+async def test_of_an_append_that_a_power_failure_spoilt_what_is_whole_counts(blobs: LocalBlobs) -> None:
+    await write(blobs, 1, result(1) + b"\0" * 50 + result(2) + result(3))
+    done = Done()
+    adopted = await adopt(blobs, BATCH, (), 1, done)
+    assert [number in done for number in (1, 2, 3)] == [True, False, False]
+    await write(blobs, 2, result(2))
+    adopted = await adopt(blobs, BATCH, adopted, 2, again := Done())
+    assert again.count == 2
+    assert await copied(blobs, 3, adopted, RESULTS) == result(1) + result(2)
+
+
+async def test_an_owner_that_wrote_nothing_is_not_looked_up_again(blobs: LocalBlobs) -> None:
+    await write(blobs, 1, b"")
+    assert await adopt(blobs, BATCH, (), 1, Done()) == ()
+
+
 async def test_what_an_owner_writes_after_it_was_succeeded_counts_for_nothing(blobs: LocalBlobs) -> None:
     async with open_parts(blobs, BATCH, 1, ()) as frozen:
         await frozen.append(RESULTS, result(1))
