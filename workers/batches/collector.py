@@ -76,7 +76,7 @@ class Collector:
                 await self._conclude(line, answer)
                 if len(self._results.data) + len(self._errors.data) > APPEND_BYTES:
                     await self.write()
-        await self.write()
+        await self.write()  # nothing, maybe: but only if the answers are ours to drop
         self._stream.settle()
         self._window.tell()
 
@@ -140,5 +140,4 @@ class Collector:
 
     async def write(self) -> None:
         """Write what was concluded so far; whoever was cancelled in it can go on with it. Raises Superseded."""
-        await self._ledger.write(self._results)
-        await self._ledger.write(self._errors)
+        await self._ledger.write(self._results, self._errors)

@@ -148,7 +148,8 @@ class Feeder:
             text = answers.refused(self._request.hex, line.number, line.custom_id, error)
             outcomes.add(line.number, text, error.code)
             self._window.close(line.number)
-        await self._ledger.write(outcomes)
+        if outcomes.data:
+            await self._ledger.write(outcomes)
 
 
 def too_late() -> ErrorFields:

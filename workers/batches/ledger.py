@@ -93,13 +93,16 @@ class Ledger:
         first = await self._patiently(lambda: self._store.close(self._request.id))
         return status if first else "cancelled"
 
-    async def write(self, outcomes: Outcomes) -> None:
+    async def write(self, *several: Outcomes) -> None:
         """Return when these outcomes are durable; only then their lines are done. Raises Superseded."""
-        if not outcomes.data:
-            return
+        await self.check()
+        for outcomes in several:
+            if outcomes.data:
+                await self._append(outcomes)
+
+    async def _append(self, outcomes: Outcomes) -> None:
         parts, data = self._parts, bytes(outcomes.data)
         assert parts is not None
-        await self.check()
         await self._patiently(lambda: parts.append(outcomes.kind, data))
         outcomes.mark(self.done)  # without a pause: who is cancelled meanwhile must not leave half of it
         if failpoints.ARMED:

@@ -10,8 +10,8 @@ from fakes.batches import CHAT
 from pipeline.stores.batch_records import BatchState, Record
 from pipeline.stores.batches import BatchStore
 from pipeline.stores.local import LocalBlobs
-from workers.batches.ledger import Ledger, Superseded
-from workers.batches.parts import Done
+from workers.batches.ledger import Ledger, Outcomes, Superseded
+from workers.batches.parts import ERRORS, RESULTS, Done
 
 pytestmark = pytest.mark.anyio
 
@@ -44,4 +44,6 @@ async def test_an_owner_that_was_succeeded_decides_nothing(store: BatchStore) ->
     await store.claim(await store.get(state.request.id, None))
     with pytest.raises(Superseded):
         await ledger.unless_cancelled("completed")
+    with pytest.raises(Superseded):  # or the answers it got would be dropped, which said no outcome
+        await ledger.write(Outcomes(RESULTS), Outcomes(ERRORS))
     assert await store.close(state.request.id)
