@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
 
 import msgspec
 
+from pipeline import logs
 from pipeline.stores.batch_lines import LineError
 from pipeline.stores.batch_progress import Progress
 
 TERMINAL: Final = frozenset(["completed", "failed", "expired", "cancelled"])
+
+T = TypeVar("T")
+
+log = logs.logger("batches")
 
 
 class BatchRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +40,7 @@ class BatchRequest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def hex(self) -> str:
         """The id without its prefix."""
-        return self.id.removeprefix("batch_")
+        return hex_of(self.id)
 
 
 class Usage(msgspec.Struct, kw_only=True):
@@ -99,7 +104,35 @@ class BatchState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When its client cancelled it, in seconds since 1970."""
 
 
+def hex_of(batch_id: str) -> str:
+    """Return the id of a batch without its prefix."""
+    return batch_id.removeprefix("batch_")
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """Of a kept state what many are looked through for: the rest of it is skipped."""
+
+    request: BatchRequest
+
+
+def decode_kept(data: bytes) -> BatchRequest:
+    """Return the request in a kept state. Raises ValueError."""
+    return _decode_kept(data).request
+
+
+def readable(decode: Callable[[bytes], T], blobs: Mapping[str, bytes]) -> dict[str, T]:
+    """Return what these blobs say, without those that say nothing: the other batches go on."""
+    found = {}
+    for name, data in blobs.items():
+        try:
+            found[name] = decode(data)
+        except ValueError as error:  # a broken disk, or somebody's hand
+            log.error("batch unreadable", blob=name, error=str(error))
+    return found
+
+
 encode: Final = msgspec.json.Encoder().encode
 decode_request: Final = msgspec.json.Decoder(BatchRequest).decode
 decode_record: Final = msgspec.json.Decoder(Record).decode
 decode_state: Final = msgspec.json.Decoder(BatchState).decode
+_decode_kept: Final = msgspec.json.Decoder(_Kept).decode

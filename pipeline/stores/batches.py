@@ -14,13 +14,16 @@ from pipeline.stores.batch_records import (
     BatchRequest,
     BatchState,
     Record,
+    decode_kept,
     decode_record,
     decode_request,
     decode_state,
     encode,
+    readable,
 )
 from pipeline.stores.blobs import Blobs
 from pipeline.stores.files import ABANDONED, Viewer, new_file_id
+from pipeline.stores.headings import Heading, Headings
 
 WINDOW: Final = 24 * 3600
 """Seconds a batch has: OpenAI's only `completion_window`."""
@@ -40,21 +43,6 @@ _KEPT: Final = re.compile(r"(batch_[0-9a-f]{32})-(?:request|cancel|(?:claim|reco
 log = logs.logger("batches")
 
 
-class Heading(NamedTuple):
-    """What of a batch does not change, as far as many of them are looked through for it."""
-
-    created: float
-    id: str
-    owner: str
-    input: str
-    expires: float
-
-    @property
-    def hex(self) -> str:
-        """The id without its prefix."""
-        return self.id.removeprefix("batch_")
-
-
 class Stand(NamedTuple):
     """How far an unfinished batch is, as the names of its files tell."""
 
@@ -71,9 +59,8 @@ class BatchStore:
         self.blobs = blobs
         self._ended = blobs.below(ENDED)
         self._now = now
-        self._headings: dict[str, Heading] = {}
-        """Of batches that have ended: each is read once."""
-        self._live_headings: dict[str, Heading | None] = {}
+        self._unended = Headings(blobs, decode_request)
+        self._past = Headings(self._ended, decode_kept)
         self._seen: dict[str, tuple[int, int]] = {}
         """Claims and highest record of unfinished batches, as found the last time: they only grow."""
 
@@ -111,22 +98,23 @@ class BatchStore:
         if _ID.fullmatch(batch_id):
             # Both are read in any case: or what is another's would be refused sooner than what does not exist.
             live, ended = await self.blobs.fetch([f"{batch_id}{REQUEST}"]), await self._ended.fetch([batch_id])
-            requests = [*map(decode_request, live.values()), *(decode_state(data).request for data in ended.values())]
-            if any(viewer in (None, request.owner) for request in requests):
+            requests = readable(decode_request, live) | readable(decode_kept, ended)
+            if any(viewer in (None, request.owner) for request in requests.values()):
                 for state in await self.states([batch_id]):
                     return state
         raise no_such_batch()
 
     async def page(self, viewer: Viewer, after: str | None, limit: int) -> tuple[list[BatchState], bool]:
         """Return a page of batches, newest first, and whether more follow. Raises NotFound for an unknown id."""
-        found = sorted((h for h in await self._all() if viewer in (None, h.owner)), reverse=True)
-        begin = 0
+        await self._look_at_all()
+        end = None
         if after is not None:
-            begin = next((n for n, heading in enumerate(found, 1) if heading.id == after), 0)
-            if not begin:
+            end = self._unended.get(after + REQUEST) or self._past.get(after)
+            if end is None or viewer not in (None, end.owner):
                 raise no_such_batch()
-        states = await self.states([heading.id for heading in found[begin : begin + limit]])
-        return states, len(found) > begin + limit
+        newest = [headings.before(viewer, end, limit + 1) for headings in (self._unended, self._past)]
+        found = sorted({*newest[0], *newest[1]}, reverse=True)
+        return await self.states(heading.id for heading in found[:limit]), len(found) > limit
 
     async def cancel(self, state: BatchState) -> BatchState:
         """Ask for the end of a batch, once; a terminal one stays as it is. Raises StorageFull."""
@@ -147,13 +135,12 @@ class BatchStore:
     async def live(self) -> dict[Heading, Stand]:
         """Return every batch that was not put away, oldest first."""
         names = await self.blobs.names()
-        there = {name.removesuffix(REQUEST) for name in names if name.endswith(REQUEST)}
         begun = {name.partition("-")[0] for name in names if "-claim-" in name}
-        await self._read_headings(name for name in there if name not in self._live_headings)
-        self._live_headings = {name: found for name, found in self._live_headings.items() if name in there}
+        await self._unended.look(name for name in names if name.endswith(REQUEST))
+        found = self._unended.since(None, 0)
+        there = {heading.id for heading in found}
         self._seen = {name: seen for name, seen in self._seen.items() if name in there}
         ending = {name.removesuffix(CANCEL) for name in names if name.endswith(CANCEL)}
-        found = sorted(filter(None, self._live_headings.values()))
         return {heading: Stand(heading.id in begun, heading.id in ending) for heading in found}
 
     async def reread(self, batch_id: str) -> BatchState | None:
@@ -167,7 +154,9 @@ class BatchStore:
 
     async def made(self, owner: str, since: float) -> list[float]:
         """Return when a key made the batches it has made `since` then, in seconds since 1970."""
-        return sorted(h.created for h in await self._all() if h.owner == owner and h.created > since)
+        await self._look_at_all()
+        found = {*self._unended.since(owner, since), *self._past.since(owner, since)}
+        return sorted(heading.created for heading in found)
 
     async def has_open(self, owner: str, count: int) -> bool:
         """Whether at least `count` batches of a key are not terminal."""
@@ -205,7 +194,8 @@ class BatchStore:
     async def sweep(self, retention: float) -> None:
         """Remove batches that ended over `retention` seconds ago, and what was left of others. Raises StorageFull."""
         for name in await self._ended.names(idle=retention):
-            await self._ended.delete(name)
+            if _ID.fullmatch(name):
+                await self._ended.delete(name)
         idle = await self.blobs.names(idle=ABANDONED)
         there = set(await self.blobs.names())
         for name in idle:
@@ -220,51 +210,40 @@ class BatchStore:
         wanted = list(ids)
         found = await self._live(wanted)
         away = await self._ended.fetch(name for name in wanted if name not in found)
-        found |= {name: decode_state(data) for name, data in away.items()}
+        found |= readable(decode_state, away)
         return [found[name] for name in wanted if name in found]
 
     async def _live(self, ids: list[str]) -> dict[str, BatchState]:
         """Return those that were not put away. They are not listed for it: with objects that takes long, and costs."""
         said: dict[str, bytes] = {}
-        seen = {name: self._seen.get(name, (0, 0)) for name in ids}
+        claims = {name: self._seen.get(name, (0, 0))[0] for name in ids}
+        unread = {name: self._seen.get(name, (0, 0))[1] for name in ids}
         growing = ids
         while growing:
-            names = [file for name in growing for file in _next_files(name, *seen[name])]
-            found = await self.blobs.fetch(names)
+            files = [file for name in growing for file in _next_files(name, claims[name], unread[name])]
+            found = await self.blobs.fetch(files)
             said |= found
-            growing = [name for name in growing if f"{name}-claim-{seen[name][0] + 1}" in found]
-            seen |= {name: (seen[name][0] + 1, seen[name][1]) for name in growing}
+            growing = [name for name in growing if f"{name}-claim-{claims[name] + 1}" in found]
+            claims |= {name: claims[name] + 1 for name in growing}
+            unread |= {name: claims[name] for name in growing}
         requests = await self.blobs.fetch(f"{name}{REQUEST}" for name in ids)
         states = {}
         for name in ids:
             if (request := requests.get(f"{name}{REQUEST}")) is None:
                 continue
-            claims, recorded = seen[name]
-            recorded = max((n for n in range(recorded, claims + 1) if f"{name}-record-{n}" in said), default=0)
-            self._seen[name] = claims, recorded
+            recorded = next((n for n in range(claims[name], 0, -1) if f"{name}-record-{n}" in said), 0)
+            self._seen[name] = claims[name], recorded
+            record, cancelled = said.get(f"{name}-record-{recorded}"), said.get(f"{name}{CANCEL}")
             try:
-                states[name] = _state(
-                    request, claims, said.get(f"{name}-record-{recorded}"), said.get(f"{name}{CANCEL}")
-                )
+                states[name] = _state(request, claims[name], record, cancelled)
             except ValueError as error:  # a broken disk, or somebody's hand: the other batches go on
                 log.error("batch unreadable", batch=name, error=str(error))
         return states
 
-    async def _read_headings(self, names: Iterable[str]) -> None:
-        """Read those of batches that were not put away; None for a broken disk, or somebody's hand."""
-        for file, data in (await self.blobs.fetch(f"{name}{REQUEST}" for name in names)).items():
-            try:
-                self._live_headings[file.removesuffix(REQUEST)] = _heading(decode_request(data))
-            except ValueError as error:
-                self._live_headings[file.removesuffix(REQUEST)] = None
-                log.error("batch unreadable", batch=file.removesuffix(REQUEST), error=str(error))
-
-    async def _all(self) -> Collection[Heading]:
-        there = await self._ended.names()
-        for name, data in (await self._ended.fetch(n for n in there if n not in self._headings)).items():
-            self._headings[name] = _heading(decode_state(data).request)
-        self._headings = {name: self._headings[name] for name in there if name in self._headings}
-        return {*self._headings.values(), *await self.live()}
+    async def _look_at_all(self) -> None:
+        """Know the headings of all: first the unended ones, for what ends meanwhile is there before it is removed."""
+        await self.live()
+        await self._past.look(await self._ended.names())
 
 
 def no_such_batch() -> NotFound:
@@ -272,11 +251,11 @@ def no_such_batch() -> NotFound:
     return NotFound("there is no such batch; `GET /v1/batches` lists those of your key", param="id")
 
 
-def _next_files(name: str, claims: int, recorded: int) -> Iterable[str]:
-    """Return the files that say what has become of a batch since it had these."""
+def _next_files(name: str, claims: int, unread: int) -> Iterable[str]:
+    """Return the files that say what has become of a batch with so many claims, and its records from `unread` on."""
     yield f"{name}-claim-{claims + 1}"
     yield f"{name}{CANCEL}"
-    for number in range(max(1, recorded), claims + 1):
+    for number in range(max(1, unread), claims + 1):
         yield f"{name}-record-{number}"
 
 
@@ -287,7 +266,3 @@ def _state(request: bytes, claims: int, record: bytes | None, cancelled: bytes |
         claims=claims,
         cancelled=int(cancelled) if cancelled else None,
     )
-
-
-def _heading(request: BatchRequest) -> Heading:
-    return Heading(request.created, request.id, request.owner, request.input_file_id, request.expires)

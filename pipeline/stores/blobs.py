@@ -13,7 +13,8 @@ from pipeline.errors import NoSuchFile
 PIECE: Final = 2**20
 """Bytes that are written at a time: a hop to a thread costs as much as some 100 KB do."""
 
-_NAME: Final = re.compile(r"[a-z0-9_-]+(\.[a-z]+)?", re.ASCII)
+NAME: Final = re.compile(r"[a-z0-9_-]+(\.[a-z]+)?", re.ASCII)
+"""What else lies beside blobs is somebody's, or the system's."""
 
 
 class Written(NamedTuple):
@@ -138,7 +139,7 @@ class Intake:
 
 def checked(name: str) -> str:
     """Return the name of a blob. Raises ValueError for what is none."""
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise ValueError("not the name of a blob")
     return name
 

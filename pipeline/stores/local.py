@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -16,10 +17,12 @@ from anyio import to_thread
 
 from pipeline import failpoints
 from pipeline.errors import StorageFull
-from pipeline.stores.blobs import Blob, BlobWriter, Growing, Intake, Written, checked, no_such_file
+from pipeline.stores.blobs import NAME, Blob, BlobWriter, Growing, Intake, Written, checked, no_such_file
 
 PART: Final = ".part"
 GROWING: Final = ".growing"
+
+_FINISHED: Final = re.compile(rf"{NAME.pattern}(?<!{re.escape(PART)})(?<!{re.escape(GROWING)})", re.ASCII)
 
 T = TypeVar("T")
 
@@ -89,7 +92,7 @@ class LocalBlobs:
     async def names(self, prefix: str = "", *, idle: float = 0) -> list[str]:
         """List the directory; one that does not exist yet is empty."""
         return await to_thread.run_sync(
-            lambda: list(self._names(lambda name: name.startswith(prefix) and not _unfinished(name), idle))
+            lambda: [name for name in self._names(_FINISHED.fullmatch, idle) if name.startswith(prefix)]
         )
 
     async def delete(self, name: str) -> bool:
@@ -167,7 +170,7 @@ class LocalBlobs:
             except FileNotFoundError:
                 continue
 
-    def _names(self, wanted: Callable[[str], bool], idle: float) -> Iterator[str]:
+    def _names(self, wanted: Callable[[str], object], idle: float) -> Iterator[str]:
         latest = time.time() - idle
         try:
             entries = os.scandir(self._root)
@@ -283,10 +286,6 @@ def sync_directory(directory: Path) -> None:
 
 def _part(path: Path) -> Path:
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}{PART}")
-
-
-def _unfinished(name: str) -> bool:
-    return name.endswith((PART, GROWING))
 
 
 def _changed(entry: os.DirEntry[str]) -> float:

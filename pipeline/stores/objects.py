@@ -14,7 +14,7 @@ from obstore.exceptions import AlreadyExistsError
 
 from pipeline import logs
 from pipeline.errors import NoSuchFile, StorageFull, StorageUnavailable
-from pipeline.stores.blobs import Blob, BlobWriter, Growing, Intake, Written, checked
+from pipeline.stores.blobs import NAME, Blob, BlobWriter, Growing, Intake, Written, checked
 from pipeline.stores.object_calls import asking, finding, together
 from pipeline.stores.object_parts import open_parts, parts_of
 
@@ -112,7 +112,8 @@ class ObjectBlobs:
                     name = listed["path"].removeprefix(below)
                     if prefix and name > prefix and not name.startswith(prefix):
                         return found
-                    if name.startswith(prefix) and (not idle or listed["last_modified"].timestamp() < latest):
+                    old = not idle or listed["last_modified"].timestamp() < latest
+                    if old and name.startswith(prefix) and NAME.fullmatch(name):
                         found.append(name)
         return found
 

@@ -11,8 +11,8 @@ from anyio.abc import TaskGroup
 
 from pipeline import logs
 from pipeline.errors import StorageFull, StorageUnavailable, TransportError
-from pipeline.stores.batches import Heading
 from pipeline.stores.files import SWEEP_EVERY
+from pipeline.stores.headings import Heading
 from workers.batches.ledger import Superseded
 from workers.batches.parts import remove_parts
 from workers.batches.run import BatchRun, Desk, put_away

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,83 @@ async def test_a_batch_whose_files_are_damaged_leaves_the_others_alone(store: Ba
     (tmp_path / f"{damaged.request.id}-request").write_bytes(b"\x00")
     assert [heading.id for heading in await store.live()] == [other.request.id]
     assert await store.states([damaged.request.id]) == []
+
+
+async def test_a_batch_that_ends_while_batches_are_listed_is_listed_and_counted(
+    store: BatchStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = [await end(store, await store.create("a", CHAT, "file-1")) for _ in range(2)]
+    list_names, ending = LocalBlobs.names, list(states)
+
+    async def names(blobs: LocalBlobs, prefix: str = "", *, idle: float = 0) -> list[str]:
+        found = await list_names(blobs, prefix, idle=idle)
+        if ending:
+            await store.put_away(ending.pop())
+        return found
+
+    monkeypatch.setattr(LocalBlobs, "names", names)
+    other = BatchStore(store.blobs)
+    assert await other.page("a", None, 10) == (states[::-1], False)
+    ending = []
+    assert await other.page("a", states[1].request.id, 10) == (states[:1], False)
+    ending = states[:1]
+    assert len(await BatchStore(store.blobs).made("a", 0)) == 2
+
+
+async def test_what_is_damaged_or_no_batch_among_the_ended_ones_leaves_the_others_alone(
+    store: BatchStore, tmp_path: Path
+) -> None:
+    damaged, other = [await end(store, await store.create("a", CHAT, "file-1")) for _ in range(2)]
+    for state in (damaged, other):
+        await store.put_away(state)
+    (tmp_path / "ended" / damaged.request.id).write_bytes(b"{")
+    for stray in (tmp_path / "ended" / ".DS_Store", tmp_path / "ended" / "notes", tmp_path / "A copy-request"):
+        stray.write_bytes(b"?")
+        os.utime(stray, (0, 0))
+    assert await store.page(None, None, 10) == ([other], False)
+    assert len(await store.made("a", 0)) == 1
+    with pytest.raises(NotFound):
+        await store.get(damaged.request.id, None)
+    await store.sweep(86_400)
+    assert await store.get(other.request.id, None) == other
+
+
+async def test_pages_follow_one_another_through_running_and_ended_batches(store: BatchStore) -> None:
+    states = [await store.create(owner, CHAT, "file-1") for owner in "abaabba"]
+    for number in (0, 3, 4):
+        states[number] = await end(store, states[number])
+        await store.put_away(states[number])
+    for viewer in (None, "a", "b"):
+        wanted = [state for state in reversed(states) if viewer in (None, state.request.owner)]
+        found: list[BatchState] = []
+        more = True
+        while more:
+            page, more = await store.page(viewer, found[-1].request.id if found else None, 2)
+            found += page
+        assert found == wanted
+    with pytest.raises(NotFound):
+        await store.page("b", states[0].request.id, 2)
+
+
+class Counted(LocalBlobs):
+    """Blobs that count how many of them are read."""
+
+    read = 0
+
+    async def fetch(self, names: Iterable[str]) -> dict[str, bytes]:
+        wanted = list(names)
+        self.read += len(wanted)
+        return await super().fetch(wanted)
+
+
+async def test_a_batch_with_many_owners_costs_a_few_reads_for_each(store: BatchStore, tmp_path: Path) -> None:
+    state = await store.create("a", CHAT, "file-1")
+    for number in range(40):
+        state = await store.get(state.request.id, None)
+        assert await store.claim(state) == number + 1
+        if number % 10 == 5:
+            await store.save(state.request.id, Record(owner=number + 1, fed=number))
+    blobs = Counted(tmp_path)
+    found = await BatchStore(blobs).states([state.request.id])
+    assert [(state.claims, state.record.fed) for state in found] == [(40, 35)]
+    assert blobs.read < 4 * 40

@@ -13,7 +13,8 @@ from fakes.waiting import wait_until
 
 from pipeline.settings import BatchSettings, Settings
 from pipeline.stage import Delivery, Outcome
-from pipeline.stores.batches import WINDOW, Heading
+from pipeline.stores.batches import WINDOW
+from pipeline.stores.headings import Heading
 from workers.batches import keeper
 from workers.batches.keeper import Keeper, Place
 
