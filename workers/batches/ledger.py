@@ -76,7 +76,7 @@ class Ledger:
                 self.record, completed=done.completed, failed=done.failed, usage=done.usage, **changes
             )
             await self.check()
-            await self._patiently(lambda: self._store.save(self._request.id, self.record))
+            await self.patiently(lambda: self._store.save(self._request.id, self.record))
 
     def progress(self, **now: Any) -> Progress:
         """Return how the batch comes along, with what is so only `now`."""
@@ -90,7 +90,7 @@ class Ledger:
     async def unless_cancelled(self, status: str) -> str:
         """Return how the batch ends: so, or cancelled if that came first; later it cannot be. Raises Superseded."""
         await self.check()
-        first = await self._patiently(lambda: self._store.close(self._request.id))
+        first = await self.patiently(lambda: self._store.close(self._request.id))
         return status if first else "cancelled"
 
     async def write(self, *several: Outcomes) -> None:
@@ -103,7 +103,7 @@ class Ledger:
     async def _append(self, outcomes: Outcomes) -> None:
         parts, data = self._parts, bytes(outcomes.data)
         assert parts is not None
-        await self._patiently(lambda: parts.append(outcomes.kind, data))
+        await self.patiently(lambda: parts.append(outcomes.kind, data))
         outcomes.mark(self.done)  # without a pause: who is cancelled meanwhile must not leave half of it
         if failpoints.ARMED:
             await failpoints.reach("feed.after_append")
@@ -113,7 +113,8 @@ class Ledger:
         if await self._store.superseded(self._request.id, self.record.owner):
             raise Superseded
 
-    async def _patiently(self, write: Callable[[], Awaitable[T]]) -> T:
+    async def patiently(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Do this as soon as the disk has room for it. Raises Superseded if somebody else owns the batch by then."""
         told = False
         while True:
             try:
@@ -123,3 +124,4 @@ class Ledger:
                     log.error("batch waits for the disk", batch=self._request.id, error=error.message)
                 told = True
                 await anyio.sleep(FULL_PAUSE)
+            await self.check()

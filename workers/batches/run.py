@@ -267,18 +267,22 @@ class BatchRun:
 
     async def _publish(self, parts: Parts, kind: str, file_id: str) -> str | None:
         """Make a file of all results, or of all errors, and return its id; None when there are none."""
-        size, request, files = parts.size(kind), self._request, self._desk.files
-        if not size:
+        if not parts.size(kind):
             return None
+        await self._ledger.patiently(lambda: self._write_file(parts, kind, file_id))
+        return file_id
+
+    async def _write_file(self, parts: Parts, kind: str, file_id: str) -> None:
+        """Write a file, all of it or nothing. Raises StorageFull and Superseded."""
+        request, files = self._request, self._desk.files
         name = "output" if kind == RESULTS else "error"
         wanted = Wanted(f"{request.id}_{name}.jsonl", "batch_output", request.output_expires_after)
-        async with files.blobs.write(file_id, size) as writer:
+        async with files.blobs.write(file_id, parts.size(kind)) as writer:
             await parts.copy(kind, writer)
             if failpoints.ARMED:
                 await failpoints.reach("feed.before_rename")
             await self._ledger.check()  # copying takes long, and a later owner's file may be there, or deleted again
             await files.publish(file_id, request.owner, wanted, await writer.commit())
-        return file_id
 
 
 async def put_away(desk: Desk, state: BatchState) -> None:

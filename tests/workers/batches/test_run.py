@@ -172,6 +172,29 @@ async def test_a_full_disk_stops_a_batch_and_half_a_line_is_never_there(
     assert sorted(map(str, found)) == sorted(f"r{number}" for number in range(200))
 
 
+async def test_an_output_that_does_not_fit_waits_for_the_disk_with_its_owner(
+    server: Server, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = make_desk(server, settings)
+    refused: list[int] = []
+
+    def full(size: int) -> None:
+        refused.append(size)
+        raise OSError(28, "No space left on device")
+
+    batch_id = await create(desk, lines(20))
+    with monkeypatch.context() as patch:
+        patch.setattr("workers.batches.ledger.FULL_PAUSE", 0.01)
+        patch.setattr(desk.files.blobs, "check_room", full)
+        async with working(server, settings, ScriptedStage(answer)), keeping(desk):
+            await wait_until(lambda: len(refused) > 2)
+            assert (await desk.store.get(batch_id, None)).record.status == "finalizing"
+            patch.undo()
+            state = await ended(desk, batch_id)
+    assert (state.claims, state.record.status) == (1, "completed")
+    assert len(await written(desk, state.record.output_file_id)) == 20
+
+
 async def test_two_feeds_share_batches_and_a_batch_has_one_owner(server: Server, settings: Settings) -> None:
     one, other = make_desk(server, settings), make_desk(server, settings)
     async with working(server, settings, ScriptedStage(answer)), keeping(one), keeping(other):
