@@ -1,20 +1,16 @@
-"""Calls to an object store: their errors in our words, and several of them at a time."""
+"""Calls to an object store: their errors in our words."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, TypeVar
+from typing import Final
 
-import anyio
 from obstore.exceptions import BaseError
 
-from pipeline.errors import PipelineError, StorageFull, StorageUnavailable
+from pipeline.errors import StorageFull, StorageUnavailable
 from pipeline.stores.blobs import no_such_file
-
-AT_ONCE: Final = 32
-"""Calls one reader has under way: an object store takes tens of milliseconds for the first byte of each."""
 
 RETRY_AFTER: Final = 5.0
 
@@ -26,9 +22,6 @@ _PHRASES: Final = {
     "redirect without LOCATION": "redirected: is the region right?",
 }
 _FULL: Final = frozenset(["507", "QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"])
-
-T = TypeVar("T")
-K = TypeVar("K")
 
 
 @contextmanager
@@ -60,25 +53,3 @@ def reason(error: Exception) -> str:
     if not found:
         found = [ours for theirs, ours in _PHRASES.items() if theirs in text][:1] or ["failed"]
     return " ".join([*found, type(error).__name__])
-
-
-async def together(call: Callable[[K], Awaitable[T]], wanted: Sequence[K]) -> list[T]:
-    """Return what `call` says of each, in order, with a few calls under way. Raises what one of them raises."""
-    found: dict[int, T] = {}
-    failures: list[PipelineError] = []
-    waiting = iter(enumerate(wanted))
-
-    async def work() -> None:
-        try:
-            for place, item in waiting:
-                found[place] = await call(item)
-        except PipelineError as error:
-            failures.append(error)
-            tasks.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as tasks:
-        for _ in range(min(AT_ONCE, len(wanted))):
-            tasks.start_soon(work)
-    if failures:
-        raise failures[0]
-    return [found[place] for place in range(len(wanted))]

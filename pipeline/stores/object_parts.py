@@ -10,7 +10,8 @@ import anyio
 import obstore
 
 from pipeline.errors import StorageUnavailable
-from pipeline.stores.object_calls import asking, finding, together
+from pipeline.stores.object_calls import asking, finding
+from pipeline.stores.together import together
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore

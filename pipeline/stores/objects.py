@@ -15,8 +15,9 @@ from obstore.exceptions import AlreadyExistsError
 from pipeline import logs
 from pipeline.errors import NoSuchFile, StorageFull, StorageUnavailable
 from pipeline.stores.blobs import NAME, Blob, BlobWriter, Growing, Intake, Written, checked
-from pipeline.stores.object_calls import asking, finding, together
+from pipeline.stores.object_calls import asking, finding
 from pipeline.stores.object_parts import open_parts, parts_of
+from pipeline.stores.together import together
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore

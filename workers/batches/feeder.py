@@ -15,6 +15,7 @@ from pipeline.stores.batch_records import BatchRequest
 from pipeline.stores.lines import Line
 from pipeline.transport.feeding import FeedTransport
 from workers.batches import answers
+from workers.batches.input import Input
 from workers.batches.ledger import Ledger, Outcomes
 from workers.batches.lines import LineReader, OpenLine, job_id
 from workers.batches.parts import ERRORS
@@ -48,11 +49,18 @@ class Feeder:
     """Feeds one batch."""
 
     def __init__(
-        self, request: BatchRequest, ledger: Ledger, window: Window, reader: LineReader, transport: FeedTransport
+        self,
+        request: BatchRequest,
+        ledger: Ledger,
+        window: Window,
+        source: Input,
+        reader: LineReader,
+        transport: FeedTransport,
     ) -> None:
         self._request = request
         self._ledger = ledger
         self._window = window
+        self._input = source
         self._reader = reader
         self._transport = transport
 
@@ -71,12 +79,11 @@ class Feeder:
     async def _again(self) -> bool:
         """Feed the lines whose rest is over; return whether there were any."""
         lines = self._window.awake(anyio.current_time(), FEED_MOST)
-        outgoing, given_up = [], []
-        for line in lines:
-            if line.tries >= TRIES:
-                given_up.append((line, too_late()))
-                continue
-            found = self._prepare(await self._window.text(line), line)
+        given_up = [(line, too_late()) for line in lines if line.tries >= TRIES]
+        tried = [line for line in lines if line.tries < TRIES]
+        outgoing = []
+        for line, text in zip(tried, await self._input.again(tried), strict=True):
+            found = self._prepare(text, line)
             if isinstance(found, Outgoing):
                 outgoing.append(found)
             else:
@@ -88,7 +95,8 @@ class Feeder:
 
     async def _fresh(self) -> bool:
         """Feed lines that were never fed, once the record says that they were; return whether there are any."""
-        lines = await self._window.fresh(FEED_MOST)
+        window = self._window
+        lines = await self._input.next(min(FEED_MOST, window.room_for_new), window.room_in_bytes)
         if not lines:
             return False
         if lines[-1].number > self._ledger.record.fed:
@@ -96,7 +104,7 @@ class Feeder:
         outgoing, given_up = [], []
         for line in lines:
             open_line = OpenLine(line)
-            self._window.add(open_line)
+            window.add(open_line)
             found = self._prepare(line, open_line)
             if not isinstance(found, Outgoing):
                 given_up.append((open_line, found))

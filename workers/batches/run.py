@@ -27,6 +27,7 @@ from pipeline.transport.feeding import FeedTransport, LineStream
 from workers.batches import answers
 from workers.batches.collector import Collector
 from workers.batches.feeder import Feeder
+from workers.batches.input import Input
 from workers.batches.ledger import Ledger, Outcomes, Superseded
 from workers.batches.lines import LineReader, OpenLine
 from workers.batches.parts import ERRORS, RESULTS, Done, Parts, adopt, open_parts, remove_parts
@@ -106,8 +107,8 @@ class BatchRun:
             await self._process(Verified(blob, file.sha256) if unread else blob, parts, share)
 
     async def _process(self, blob: Blob, parts: Parts, share: Callable[[], int]) -> None:
-        limits = self._desk.settings
-        window = Window(blob, limits.files.max_line_bytes, limits.batches.batch_line_timeout, share)
+        limits = self._desk.settings.batches
+        window = Window(limits.batch_line_timeout, limits.batch_window, share)
         stream = self._desk.transport.line_stream(self._request.hex)
         self._desk.transport.on_lost[self._request.id] = window.lose
         ended: Exception | None = None
@@ -134,8 +135,8 @@ class BatchRun:
         ledger = self._ledger
         if ledger.record.status == "validating" and not await self._validate(blob, parts):
             return
-        await self._take_over(blob, window)
-        feeder = Feeder(self._request, ledger, window, self._reader, self._desk.transport)
+        source = await self._take_over(blob, window)
+        feeder = Feeder(self._request, ledger, window, source, self._reader, self._desk.transport)
         self._collector = collector = Collector(self._request, ledger, window, stream)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(collector.run)
@@ -152,20 +153,19 @@ class BatchRun:
         await self._ledger.reach("in_progress", self._desk.now(), total=validation.total)
         return True
 
-    async def _take_over(self, blob: Blob, window: Window) -> None:
-        """Open the lines that earlier owners fed and that have no outcome; what follows them was never fed."""
-        fed, now = self._ledger.record.fed, anyio.current_time()
+    async def _take_over(self, blob: Blob, window: Window) -> Input:
+        """Open the lines that earlier owners fed and that have no outcome; return what follows: it was never fed."""
+        fed, now, longest = self._ledger.record.fed, anyio.current_time(), self._desk.settings.files.max_line_bytes
         if not fed:
-            return
-        async with aclosing(read_lines(blob, self._desk.settings.files.max_line_bytes)) as source:
+            return Input(blob, longest)
+        async with aclosing(read_lines(blob, longest)) as source:
             async for lines in source:
                 for line in lines:
                     if line.number > fed:
-                        window.begin_at(line.offset, line.number)
-                        return
+                        return Input(blob, longest, line.offset, line.number)
                     if line.number not in self._ledger.done:
                         window.inherit(OpenLine(line, self._reader.custom_id(line)), now)
-        window.begin_at(blob.size, fed + 1)
+        return Input(blob, longest, blob.size, fed + 1)
 
     async def _watch(self, window: Window, stream: LineStream, work: anyio.CancelScope) -> None:
         """Look for what ends the batch early, keep its record fresh, and see whether lines were lost."""

@@ -1,26 +1,24 @@
-"""The lines of a batch that are open at a time: fed from the input in order, and again where it is needed."""
+"""The lines of a batch that are open at a time, and those among them that wait."""
 
 from __future__ import annotations
 
 import random
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Set
-from itertools import islice
+from collections import Counter
+from collections.abc import Callable, Iterable, Set
+from itertools import chain
 from typing import Final
 
 import anyio
 
 from pipeline.errors import UpstreamOverloaded
 from pipeline.job import ErrorFields
-from pipeline.stores.blobs import Blob
-from pipeline.stores.lines import Line, read_lines
 from workers.batches.aside import Aside
 from workers.batches.lines import OpenLine, line_of
 from workers.batches.outages import Outages
 from workers.batches.rests import Rests
 
 OPEN_BYTES: Final = 64 * 2**20
-"""Bytes of lines of one batch that are under way: their bodies are in Redis meanwhile."""
+"""Bytes of lines of all batches that are under way, shared as the window is: their bodies are in Redis meanwhile."""
 
 RESTING: Final = 8
 """How many lines of a batch may rest, times its share of the window: 450 bytes each, and nothing in Redis."""
@@ -36,24 +34,20 @@ LONGEST_REST: Final = 300.0
 
 
 class Window:
-    """Lines under way by number, those that rest, and the input they come from. `share`: how many may be under way."""
+    """Lines under way by number, and those that rest. `share` says how many of `all_lines` may be under way."""
 
-    def __init__(self, blob: Blob, longest: int, line_timeout: float, share: Callable[[], int]) -> None:
+    def __init__(self, line_timeout: float, all_lines: int, share: Callable[[], int]) -> None:
         self.open: dict[int, OpenLine] = {}
         self.rests = Rests()
         self.aside = Aside()
         self.outages = Outages()
-        self._blob = blob
-        self._longest = longest
         self._timeout = line_timeout
+        self._all_lines = all_lines
         self._share = share
         self._size = 0
         self._next_doubt = 0.0
         self._limited: Counter[str] = Counter()
         """Lines that met a provider's limit and are under way, or rest until they are; by model."""
-        self._offset, self._number = 0, 1
-        self._source: AsyncIterator[list[Line]] | None = None
-        self._read: deque[Line] = deque()
         self._inherited: set[int] = set()
         """Lines whose job, if there is one, an earlier owner fed."""
         self.doubts = 0
@@ -74,6 +68,16 @@ class Window:
     def room(self) -> int:
         """How many more lines may be under way. What earlier owners fed is theirs until it is known to be lost."""
         return self._share() - len(self.open) + len(self._inherited)
+
+    @property
+    def room_for_new(self) -> int:
+        """How many more lines may be under way that were never fed: none while many rest."""
+        return min(self.room, RESTING * self._share() - len(self.rests))
+
+    @property
+    def room_in_bytes(self) -> int:
+        """How many more bytes of lines may be under way."""
+        return OPEN_BYTES * self._share() // self._all_lines - self._size
 
     def add(self, line: OpenLine) -> None:
         """Have a line under way."""
@@ -151,34 +155,6 @@ class Window:
         """Ids of the jobs that this owner knows to be in Redis, unless they were lost."""
         return {line.job for line in self.open.values() if line.job and line.admission}
 
-    # Lines from the input
-
-    def begin_at(self, offset: int, number: int) -> None:
-        """Feed from the line at `offset` on, which has this number."""
-        self._offset, self._number = offset, number
-
-    async def fresh(self, most: int) -> list[Line]:
-        """Return up to `most` lines that were not fed yet, as many as there is room for; they are not open yet."""
-        room = min(most, self.room, RESTING * self._share() - len(self.rests))
-        lines: list[Line] = []
-        size = self._size
-        if self._source is None:
-            self._source = read_lines(self._blob, self._longest, self._offset, self._number)
-        while len(lines) < room and size < OPEN_BYTES:
-            while not self._read:
-                if (read := await anext(self._source, None)) is None:
-                    return lines
-                self._read.extend(read)
-            line = self._read.popleft()
-            lines.append(line)
-            size += line.end - line.offset
-        return lines
-
-    async def text(self, line: OpenLine) -> Line:
-        """Return an open line as it stands in the input."""
-        data = (await self._blob.read(line.offset, line.size)).removesuffix(b"\n")
-        return Line(line.number, line.offset, line.end, data.removeprefix(b"\xef\xbb\xbf") if not line.offset else data)
-
     # Lines that rest
 
     def rest(self, line: OpenLine, until: float) -> None:
@@ -243,19 +219,17 @@ class Window:
         return self.outages.pausing(need) or self._limited[need] >= self._share()
 
     def awake(self, now: float, most: int) -> list[OpenLine]:
-        """Return up to `most` lines that rested for long enough, as far as there is room, and those that try."""
+        """Return lines that rested for long enough, up to `most` as far as there is room, and those that try."""
         lines = []
         for need in self.outages.to_probe(now):
             if (line := self.rests.first(need)) is not None:
                 self.outages.probe(need, line.number, now)
+                self.add(line)
                 lines.append(line)
-        lines += islice(self.rests.due(now), max(0, min(most, self.room)))
-        lines += islice(
-            self.rests.held(lambda need: not self._is_held_up(need)), max(0, min(most, self.room) - len(lines))
-        )
-        for line in lines:
-            line.wake = 0.0
+        rested = chain(self.rests.due(now), self.rests.held(lambda need: not self._is_held_up(need)))
+        while len(lines) < most and self.room > 0 and self.room_in_bytes > 0 and (line := next(rested, None)):
             self.add(line)
+            lines.append(line)
         return lines
 
     def lose(self, last: int) -> None:
