@@ -71,6 +71,7 @@ async def create(exchange: Exchange) -> None:
             allowed_models=key.models,
             metadata=wanted.metadata,
             output_expires_after=None if expires is None else expires.seconds,
+            config=edge.settings.digest,
         )
     await exchange.respond_json(shown(state))
 

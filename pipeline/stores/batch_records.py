@@ -36,6 +36,8 @@ class BatchRequest(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str] | None = None
     output_expires_after: int | None = None
     """Seconds the output files are kept; None: for ever."""
+    config: str = ""
+    """Digest of the configuration it was made under."""
 
     @property
     def hex(self) -> str:

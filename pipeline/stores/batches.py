@@ -74,6 +74,7 @@ class BatchStore:
         window: float = WINDOW,
         metadata: dict[str, str] | None = None,
         output_expires_after: int | None = None,
+        config: str = "",
     ) -> BatchState:
         """Make a batch that has `window` seconds. Raises StorageFull."""
         now = self._now()
@@ -89,6 +90,7 @@ class BatchStore:
             expires=now + window,
             metadata=metadata,
             output_expires_after=output_expires_after,
+            config=config,
         )
         await self.blobs.create(f"{request.id}{REQUEST}", encode(request))
         return BatchState(request=request)

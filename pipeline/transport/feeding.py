@@ -170,6 +170,10 @@ class FeedTransport:
         """Models whose provider is at its limit, and the seconds for which they rest."""
         return self._registry.backing_off
 
+    def may_lag(self, config: str) -> bool:
+        """Whether other live processes have this configuration, as far as is known, and this one has not."""
+        return config != self._settings.digest and (config in self._registry.configs or not self.connected)
+
     async def waiting(self) -> dict[str, int]:
         """Return how many lines of all batches wait for a worker, by stage. Raises TransportUnavailable."""
         waiting = {}

@@ -74,6 +74,8 @@ class Registry:
         self.live: set[str] = set()
         self.workers: Counter[str] = Counter()
         self.ingresses = 0
+        self.configs: set[str] = set()
+        """Digests of the configurations that live processes have: more than one during a rollout."""
         self.resting: Callable[[], dict[str, float]] = dict
         """Says which models rest, and how long; part of this process's registration."""
         self.backing_off: dict[str, float] = {}
@@ -107,6 +109,7 @@ class Registry:
         self.live = {p.consumer for p in alive}
         self.workers = Counter(stage for p in alive for stage in p.stages)
         self.backing_off = backing_off(alive)
+        self.configs = {p.config for p in alive}
         self.ingresses = sum(p.role == "ingress" for p in alive)
         self._seen = {name: seen for name, seen in self._seen.items() if at - seen < 60} | last
         for process in alive:

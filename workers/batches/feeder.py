@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import anyio
 
 from pipeline import failpoints
-from pipeline.errors import DeadlineExceeded
+from pipeline.errors import ConfigMismatch, DeadlineExceeded
 from pipeline.job import ErrorFields, Job
 from pipeline.stores.batch_lines import LineError
 from pipeline.stores.batch_records import BatchRequest
@@ -32,6 +32,9 @@ PAUSE: Final = 0.25
 
 TRIES: Final = 3
 """Jobs of a line that may run into their deadline before the line ends in an error."""
+
+LAG: Final = 10.0
+"""Seconds a line rests that a newer configuration may know: this process is about to be replaced."""
 
 RETRY: Final = 1.0
 """Seconds a line rests that did not get into Redis."""
@@ -123,6 +126,8 @@ class Feeder:
         """Return the next job of a line, or why it cannot run any more: when it was validated it could."""
         request = self._reader.read(text)
         if isinstance(request, LineError):
+            if self._transport.may_lag(self._request.config):
+                return ConfigMismatch("the line is wrong in this configuration, and right in another").fields("feed")
             return ErrorFields(status=400, type="invalid_request_error", code=request.code, message=request.message)
         line.custom_id = request.custom_id
         line.fed += 1
@@ -153,6 +158,10 @@ class Feeder:
         for line, error in lines:
             if line.number not in self._window.open:
                 continue  # its answer came after all
+            if error.code == ConfigMismatch.code:
+                self._ledger.tally.put_off(error.code)
+                self._window.rest(line, anyio.current_time() + LAG)
+                continue
             text = answers.refused(self._request.hex, line.number, line.custom_id, error)
             outcomes.add(line.number, text, error.code)
             self._window.close(line.number)

@@ -10,7 +10,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from pipeline import logs
-from pipeline.errors import StorageFull, StorageUnavailable, TransportError
+from pipeline.errors import ConfigMismatch, StorageFull, StorageUnavailable, TransportError
 from pipeline.stores.files import SWEEP_EVERY
 from pipeline.stores.headings import Heading
 from workers.batches.ledger import Superseded
@@ -133,7 +133,7 @@ class Keeper:
                 await self._process(name)
         except Superseded:
             log.warning("batch has another owner", batch=name)
-        except (StorageFull, StorageUnavailable, TransportError) as error:
+        except (StorageFull, StorageUnavailable, TransportError, ConfigMismatch) as error:
             log.warning("batch rests", batch=name, error=error.message)
             self._rest(name)
         except Exception as error:  # a bug in one batch must not end the others
@@ -146,7 +146,7 @@ class Keeper:
                 await self._desk.transport.release(place.batch.hex)
 
     async def _process(self, name: str) -> None:
-        """Bring a batch to its end. Raises Superseded, StorageFull, StorageUnavailable and TransportError."""
+        """Bring a batch to its end. Raises Superseded, TransportError and what `BatchRun.run` does."""
         desk = self._desk
         now = await desk.store.reread(name)  # its last owner may have ended it meanwhile
         if now is None:  # or nobody can read it

@@ -14,7 +14,7 @@ import msgspec
 from pipeline import failpoints, logs
 from pipeline.batch_validation import Validation
 from pipeline.catalog import Catalog, allows
-from pipeline.errors import FileDamaged, NotFound, PipelineError, TransportError
+from pipeline.errors import ConfigMismatch, FileDamaged, NotFound, PipelineError, TransportError
 from pipeline.settings import Settings
 from pipeline.stores.batch_lines import LineError
 from pipeline.stores.batch_records import BatchState
@@ -77,7 +77,7 @@ class BatchRun:
         """
         Bring the batch to its end, with `share()` lines open at most.
 
-        Raises Superseded, StorageFull and StorageUnavailable.
+        Raises Superseded, StorageFull, StorageUnavailable and ConfigMismatch.
         """
         blobs, request, ledger = self._desk.store.blobs, self._request, self._ledger
         adopted = await adopt(blobs, request.id, self._before.parts, self._before.owner, ledger.done)
@@ -144,10 +144,12 @@ class BatchRun:
             tasks.cancel_scope.cancel()
 
     async def _validate(self, blob: Blob, parts: Parts) -> bool:
-        """Look at every line; return whether the batch can run."""
+        """Look at every line; return whether the batch can run. Raises ConfigMismatch if others may know better."""
         validation = Validation(blob, self._reader, self._desk.settings)
         await validation.run(partial(failpoints.reach, "feed.validating"))
         if validation.errors:
+            if self._desk.transport.may_lag(self._request.config):
+                raise ConfigMismatch("its lines are wrong in this configuration, but it was made under another one")
             await self._fail(parts, *validation.errors)
             return False
         await self._ledger.reach("in_progress", self._desk.now(), total=validation.total)

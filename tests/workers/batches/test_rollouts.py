@@ -1,0 +1,71 @@
+"""A feed of an old configuration, and a batch of a model that only the new one has."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from fakes.batches import CHAT, lines
+from fakes.configs import deployment
+from fakes.desks import answer, create, ended, keeping, make_desk, working
+from fakes.pipelines import ScriptedStage
+from fakes.servers import Server
+from fakes.waiting import wait_until
+
+from pipeline.settings import Settings
+from pipeline.stores.batch_records import BatchState, Record
+from workers.batches.run import Desk
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+
+
+@pytest.fixture
+def newer(settings: Settings) -> Settings:
+    return msgspec.structs.replace(settings, digest="new", deployments=(*settings.deployments, deployment("new-model")))
+
+
+async def new_batch(desk: Desk) -> BatchState:
+    """Return a batch that nobody works at yet, made by an ingress of the new configuration."""
+    state = await desk.store.get(await create(desk, lines(3, model="new-model")), None)
+    await desk.store.put_away(state)
+    return await desk.store.create("", CHAT, state.request.input_file_id, config="new")
+
+
+async def test_a_batch_is_not_failed_by_who_lags_behind(server: Server, settings: Settings, newer: Settings) -> None:
+    old, new = make_desk(server, settings), make_desk(server, newer)
+    state = await new_batch(new)
+    async with working(server, newer, ScriptedStage(answer)), keeping(old):
+
+        async def old_had_it() -> bool:
+            return (await new.store.get(state.request.id, None)).claims == 1
+
+        await wait_until(old_had_it)
+        async with keeping(new):
+            record = (await ended(new, state.request.id)).record
+    assert (record.status, record.completed, record.owner) == ("completed", 3, 2)
+
+
+async def test_no_line_is_failed_by_who_lags_behind(server: Server, settings: Settings, newer: Settings) -> None:
+    old, new = make_desk(server, settings), make_desk(server, newer)
+    state = await new_batch(new)
+    owner = await new.store.claim(state)
+    await new.store.save(state.request.id, Record(owner=owner, status="in_progress", total=3))
+
+    async def put_off() -> bool:
+        causes = (await new.store.get(state.request.id, None)).record.progress.causes
+        return causes == {"config_mismatch": 3}
+
+    async with working(server, newer, ScriptedStage(answer)):
+        async with keeping(old):
+            await wait_until(put_off)
+        async with keeping(new):
+            record = (await ended(new, state.request.id)).record
+    assert (record.status, record.completed, record.failed) == ("completed", 3, 0)
+
+
+async def test_what_no_live_process_knows_is_wrong(server: Server, settings: Settings, newer: Settings) -> None:
+    old = make_desk(server, settings)
+    async with keeping(old):
+        await wait_until(lambda: old.transport.connected)
+        state = await new_batch(make_desk(server, newer))
+        record = (await ended(old, state.request.id)).record
+    assert (record.status, record.errors[0].code) == ("failed", "model_not_found")
