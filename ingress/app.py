@@ -29,7 +29,7 @@ def build_app(settings: Settings, transport: TransportClient, environment: Mappi
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with anyio.create_task_group() as watchers:
             edge.watchers = watchers
-            watchers.start_soon(edge.files.maintain, edge.batches.users)
+            watchers.start_soon(edge.files.maintain, edge.batches.in_use)
             yield
             watchers.cancel_scope.cancel()
 

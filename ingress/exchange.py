@@ -16,6 +16,7 @@ from pipeline.job import ErrorFields, Facts, encode_json, new_id
 if TYPE_CHECKING:
     from ingress.edge import Edge
     from pipeline.settings import Key
+    from pipeline.stores.files import Viewer
 
 JSON: Final = b"application/json"
 
@@ -104,6 +105,12 @@ class Exchange:
     def header(self, name: bytes) -> str:
         """Return a request header without surrounding blanks; empty when it was not sent."""
         return self.headers.get(name, b"").decode("latin-1").strip()
+
+    @property
+    def viewer(self) -> Viewer:
+        """Whose files and batches are seen."""
+        assert self.key is not None
+        return None if self.key.master else self.key.name
 
     async def start(self, status: int, content_type: bytes, headers: Headers) -> None:
         """Send the response's head: `headers` and those that every response carries."""

@@ -55,7 +55,7 @@ async def create(exchange: Exchange) -> None:
     edge, key = exchange.edge, exchange.key
     assert key is not None
     wanted = await _read(exchange)
-    file = await edge.files.get(wanted.input_file_id, _viewer(exchange))
+    file = await edge.files.get(wanted.input_file_id, exchange.viewer)
     if file.file.purpose != "batch":
         raise InvalidRequest("the input file must have the purpose `batch`", param="input_file_id")
     most = edge.settings.batches.max_batch_bytes
@@ -73,17 +73,18 @@ async def create(exchange: Exchange) -> None:
             output_expires_after=None if expires is None else expires.seconds,
             config=edge.settings.digest,
         )
-    await exchange.respond_json(shown(state))
+    await exchange.respond_json(shown(state, exchange.viewer))
 
 
 async def get_batch(exchange: Exchange) -> None:
     """Answer with one batch. Raises NotFound."""
-    await exchange.respond_json(shown(await _state(exchange)))
+    await exchange.respond_json(shown(await _state(exchange), exchange.viewer))
 
 
 async def cancel(exchange: Exchange) -> None:
     """Cancel a batch; once more, or after its end, changes nothing. Raises NotFound."""
-    await exchange.respond_json(shown(await exchange.edge.batches.cancel(await _state(exchange))))
+    state = await exchange.edge.batches.cancel(await _state(exchange))
+    await exchange.respond_json(shown(state, exchange.viewer))
 
 
 async def list_batches(exchange: Exchange) -> None:
@@ -92,14 +93,18 @@ async def list_batches(exchange: Exchange) -> None:
     limit = query.get("limit", str(LISTED))
     if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= MOST_LISTED):
         raise InvalidRequest(f"`limit` must be a whole number from 1 to {MOST_LISTED}", param="limit")
-    states, more = await exchange.edge.batches.page(_viewer(exchange), query.get("after"), int(limit))
+    states, more = await exchange.edge.batches.page(exchange.viewer, query.get("after"), int(limit))
     first, last = (states[0].request.id, states[-1].request.id) if states else (None, None)
-    data = [shown(state) for state in states]
+    data = [shown(state, exchange.viewer) for state in states]
     await exchange.respond_json({"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more})
 
 
-def shown(state: BatchState) -> dict[str, Any]:
-    """Return OpenAI's batch object, with each of its keys, and how it comes along."""
+def shown(state: BatchState, viewer: Viewer) -> dict[str, Any]:
+    """
+    Return OpenAI's batch object, with each of its keys, and how it comes along.
+
+    How many lines of all keys wait is only for those who see the batches of all.
+    """
     request, record = state.request, state.record
     times: dict[str, int | None] = {name: record.times.get(name) for name in TIMES}
     status = record.status
@@ -124,7 +129,7 @@ def shown(state: BatchState) -> dict[str, Any]:
         "request_counts": {"total": record.total, "completed": record.completed, "failed": record.failed},
         "usage": _usage(record),
         "metadata": request.metadata,
-        "promptmill": record.progress,
+        "promptmill": record.progress if viewer is None else msgspec.structs.replace(record.progress, waiting={}),
     }
 
 
@@ -163,12 +168,7 @@ async def _read(exchange: Exchange) -> Wanted:
 
 
 async def _state(exchange: Exchange) -> BatchState:
-    return await exchange.edge.batches.get(exchange.scope["path_params"]["id"], _viewer(exchange))
-
-
-def _viewer(exchange: Exchange) -> Viewer:
-    assert exchange.key is not None
-    return None if exchange.key.master else exchange.key.name
+    return await exchange.edge.batches.get(exchange.scope["path_params"]["id"], exchange.viewer)
 
 
 routes = [

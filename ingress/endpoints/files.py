@@ -14,7 +14,7 @@ from ingress.validate import UploadCheck, validation
 from pipeline import metrics
 from pipeline.errors import BodyTooLarge, FileInUse, InvalidBatchFile, InvalidRequest, RangeNotSatisfiable
 from pipeline.stores.blobs import Blob
-from pipeline.stores.files import FileRecord, Listing, Upload, Viewer, Wanted
+from pipeline.stores.files import FileRecord, Listing, Upload, Wanted
 from pipeline.stores.verified import Verified
 
 PURPOSES: Final = ("batch", "user_data")
@@ -77,31 +77,32 @@ def _check_size(exchange: Exchange, purpose: str | None, size: int) -> None:
 
 async def list_files(exchange: Exchange) -> None:
     """Answer with a page of files."""
-    files, more = await exchange.edge.files.page(_viewer(exchange), _listing(exchange))
+    files, more = await exchange.edge.files.page(exchange.viewer, _listing(exchange))
     first, last = (files[0].id, files[-1].id) if files else (None, None)
     await exchange.respond_json({"object": "list", "data": files, "first_id": first, "last_id": last, "has_more": more})
 
 
 async def get_file(exchange: Exchange) -> None:
     """Answer with one file. Raises NoSuchFile."""
-    record = await exchange.edge.files.get(exchange.scope["path_params"]["id"], _viewer(exchange))
+    record = await exchange.edge.files.get(exchange.scope["path_params"]["id"], exchange.viewer)
     await exchange.respond_json(record.file)
 
 
 async def delete_file(exchange: Exchange) -> None:
     """Delete a file. Raises NoSuchFile, and FileInUse while an unfinished batch needs it."""
     edge, file_id = exchange.edge, exchange.scope["path_params"]["id"]
-    record = await edge.files.get(file_id, _viewer(exchange))
-    if record.file.purpose == "batch" and (batch := (await edge.batches.users([file_id])).get(file_id)):
-        raise FileInUse(f"{batch} needs the file and has not ended", hint="cancel it, or wait for its end", param="id")
-    await edge.files.delete(file_id, _viewer(exchange))
+    record = await edge.files.get(file_id, exchange.viewer)
+    if record.file.purpose == "batch" and await edge.batches.in_use([file_id]):
+        message = "a batch that has not ended needs the file"  # maybe another key's, so it is not named
+        raise FileInUse(message, hint="cancel it, or wait for its end", param="id")
+    await edge.files.delete(file_id, exchange.viewer)
     await exchange.respond_json({"id": file_id, "object": "file", "deleted": True})
 
 
 async def download(exchange: Exchange) -> None:
     """Answer with a file's contents, or with the one range of them that was asked for. Raises NoSuchFile."""
     files = exchange.edge.files
-    record = await files.get(exchange.scope["path_params"]["id"], _viewer(exchange))
+    record = await files.get(exchange.scope["path_params"]["id"], exchange.viewer)
     with transfer(exchange.edge):
         async with files.open(record) as blob:
             try:
@@ -130,11 +131,6 @@ async def _download(exchange: Exchange, record: FileRecord, blob: Blob) -> None:
         await exchange.send({"type": "http.response.body"})
     else:
         await send(exchange, blob if part else Verified(blob, record.sha256), start, end)
-
-
-def _viewer(exchange: Exchange) -> Viewer:
-    assert exchange.key is not None
-    return None if exchange.key.master else exchange.key.name
 
 
 def _check_purpose(purpose: str) -> None:

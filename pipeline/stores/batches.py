@@ -149,10 +149,10 @@ class BatchStore:
         """Return a batch as it is now, unless it was put away."""
         return (await self._live([batch_id])).get(batch_id)
 
-    async def users(self, files: Collection[str]) -> dict[str, str]:
-        """Return which of these `files` are inputs of unfinished batches, each with the id of such a batch."""
+    async def in_use(self, files: Collection[str]) -> set[str]:
+        """Return which of these `files` are inputs of unfinished batches, of any key."""
         states = await self._live([heading.id for heading in await self.live() if heading.input in files])
-        return {s.request.input_file_id: s.request.id for s in states.values() if not s.record.terminal}
+        return {state.request.input_file_id for state in states.values() if not state.record.terminal}
 
     async def made(self, owner: str, since: float) -> list[float]:
         """Return when a key made the batches it has made `since` then, in seconds since 1970."""

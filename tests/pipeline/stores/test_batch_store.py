@@ -69,7 +69,7 @@ async def test_of_an_ended_batch_one_file_stays_which_says_all_that_was_known(
         ]
         assert await other.page(None, None, 10) == ([state, running], False)
         assert await other.page("a", None, 10) == ([running], False)
-        assert await other.users(["file-1", "file-2"]) == {"file-1": running.request.id}
+        assert await other.in_use(["file-1", "file-2"]) == {"file-1"}
     assert await store.cancel(state) == state
 
 
