@@ -21,8 +21,8 @@ from pipeline.stores.batch_records import (
     encode,
     readable,
 )
-from pipeline.stores.blobs import Blobs
-from pipeline.stores.files import ABANDONED, Viewer, new_file_id
+from pipeline.stores.blobs import ABANDONED, Blobs, sweep_abandoned
+from pipeline.stores.files import Viewer, new_file_id
 from pipeline.stores.headings import Heading, Headings
 
 WINDOW: Final = 24 * 3600
@@ -198,13 +198,7 @@ class BatchStore:
         for name in await self._ended.names(idle=retention):
             if _ID.fullmatch(name):
                 await self._ended.delete(name)
-        idle = await self.blobs.names(idle=ABANDONED)
-        there = set(await self.blobs.names())
-        for name in idle:
-            match = _KEPT.fullmatch(name)
-            if match is not None and f"{match[1]}{REQUEST}" not in there:
-                await self.blobs.delete(name)
-        await self.blobs.sweep(idle=ABANDONED)
+        await sweep_abandoned(self.blobs, _request_of)
         await self._ended.sweep(idle=ABANDONED)
 
     async def states(self, ids: Iterable[str]) -> list[BatchState]:
@@ -251,6 +245,12 @@ class BatchStore:
 def no_such_batch() -> NotFound:
     """Return the error for what is not there; in the same words for every reason, or it would tell what others have."""
     return NotFound("there is no such batch; `GET /v1/batches` lists those of your key", param="id")
+
+
+def _request_of(name: str) -> str | None:
+    """Return the file without which one of these names is a rest."""
+    match = _KEPT.fullmatch(name)
+    return None if match is None else match[1] + REQUEST
 
 
 def _next_files(name: str, claims: int, unread: int) -> Iterable[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Final, NamedTuple, Protocol
 
@@ -12,6 +12,9 @@ from pipeline.errors import NoSuchFile
 
 PIECE: Final = 2**20
 """Bytes that are written at a time: a hop to a thread costs as much as some 100 KB do."""
+
+ABANDONED: Final = 3600.0
+"""Seconds without a write after which a blob that was begun, or that belongs to one that is gone, is nobody's."""
 
 NAME: Final = re.compile(r"[a-z0-9_-]+(\.[a-z]+)?", re.ASCII)
 """What else lies beside blobs is somebody's, or the system's."""
@@ -135,6 +138,20 @@ class Intake:
     def written(self) -> Written:
         """What was counted."""
         return Written(self._size, self._sha256.hexdigest(), self._feeds + (self._last not in (b"", b"\n")))
+
+
+async def sweep_abandoned(blobs: Blobs, owner: Callable[[str], str | None]) -> None:
+    """
+    Remove abandoned blobs. `owner` returns the name of the blob that one belongs to; None: it stands for itself.
+
+    Raises StorageFull on a read-only disk.
+    """
+    idle = await blobs.names(idle=ABANDONED)
+    there = set(await blobs.names())
+    for name in idle:
+        if (needed := owner(name)) is not None and needed not in there:
+            await blobs.delete(name)
+    await blobs.sweep(idle=ABANDONED)
 
 
 def checked(name: str) -> str:

@@ -16,13 +16,10 @@ import msgspec
 from pipeline import logs
 from pipeline.errors import BodyTooLarge, PipelineError, QuotaExceeded, StorageFull
 from pipeline.settings import FileSettings
-from pipeline.stores.blobs import Blob, Blobs, BlobWriter, Written, no_such_file
+from pipeline.stores.blobs import Blob, Blobs, BlobWriter, Written, no_such_file, sweep_abandoned
 
 BATCH_EXPIRY: Final = 30 * 86400
 """Seconds after which a batch's input or output expires if its client did not say; OpenAI's default."""
-
-ABANDONED: Final = 3600.0
-"""Seconds without a write after which a part, or contents without a record, belong to nobody."""
 
 SWEEP_EVERY: Final = 600.0
 """Seconds between two sweeps of a process."""
@@ -184,12 +181,7 @@ class FileStore:
         for name in expired:
             if name not in kept:
                 await self._remove(name)
-        idle = await self.blobs.names(idle=ABANDONED)
-        there = set(await self.blobs.names())
-        for name in idle:
-            if _ID.fullmatch(name) and name + RECORD not in there:
-                await self.blobs.delete(name)
-        await self.blobs.sweep(idle=ABANDONED)
+        await sweep_abandoned(self.blobs, lambda name: name + RECORD if _ID.fullmatch(name) else None)
 
     async def finish(self, upload: Upload, wanted: Wanted, look: Check | None) -> FileRecord:
         """Keep an upload; see `Upload.keep`."""
@@ -249,7 +241,7 @@ class FileStore:
         for name, data in (await self.blobs.fetch(names)).items():
             try:
                 found[name] = _decode(data)
-            except msgspec.DecodeError:  # a broken disk, or somebody's hand
+            except ValueError:  # a broken disk, or somebody's hand
                 log.warning("file record unreadable", name=name)
         return found
 

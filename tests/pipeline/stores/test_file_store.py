@@ -14,7 +14,8 @@ from fakes.uploads import JSONL, names_in
 
 from pipeline.errors import BodyTooLarge, NoSuchFile, QuotaExceeded, StorageFull
 from pipeline.settings import FileSettings
-from pipeline.stores.files import ABANDONED, BATCH_EXPIRY, FileRecord, FileStore, Listing, Wanted, new_file_id
+from pipeline.stores.blobs import ABANDONED
+from pipeline.stores.files import BATCH_EXPIRY, FileRecord, FileStore, Listing, Wanted, new_file_id
 from pipeline.stores.local import LocalBlobs
 
 pytestmark = pytest.mark.anyio
@@ -148,10 +149,12 @@ async def test_a_record_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 async def test_an_unreadable_record_is_no_file_and_harms_no_other(tmp_path: Path) -> None:
     store = store_in(tmp_path)
     good, bad = (await add(store)).file.id, (await add(store)).file.id
-    (tmp_path / f"{bad}.json").write_bytes(b'{"file":')
-    assert await ids(store_in(tmp_path)) == [good]
-    with pytest.raises(NoSuchFile):
-        await store.get(bad, "team")
+    (tmp_path / "A copy.json").write_bytes(b"{}")
+    for written in (b'{"file":', b'{"owner":"\xff"}'):
+        (tmp_path / f"{bad}.json").write_bytes(written)
+        assert await ids(store_in(tmp_path)) == [good]
+        with pytest.raises(NoSuchFile):
+            await store.get(bad, "team")
 
 
 # Lists
