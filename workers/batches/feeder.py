@@ -27,16 +27,16 @@ FEED_MOST: Final = 256
 RESERVE: Final = 512
 """Lines the record calls fed before they are: so it need not be written for each admission."""
 
-PAUSE: Final = 0.25
+IDLE: Final = 0.25
 """Seconds after which a feeder with nothing to do looks again."""
 
 TRIES: Final = 3
 """Jobs of a line that may run into their deadline before the line ends in an error."""
 
-LAG: Final = 10.0
+LAGGING_REST: Final = 10.0
 """Seconds a line rests that a newer configuration may know: this process is about to be replaced."""
 
-RETRY: Final = 1.0
+REFUSED_REST: Final = 1.0
 """Seconds a line rests that did not get into Redis."""
 
 
@@ -73,7 +73,7 @@ class Feeder:
             changed = self._window.changed
             fed = not self._reader.is_over and (await self._again() or await self._fresh())
             if not fed and not self._is_done():
-                with anyio.move_on_after(PAUSE):
+                with anyio.move_on_after(IDLE):
                     await changed.wait()
 
     def _is_done(self) -> bool:
@@ -151,7 +151,7 @@ class Feeder:
                 continue  # it was answered, or lost and fed again, meanwhile
             line.admission = batch
             if not batch:
-                self._window.rest(line, anyio.current_time() + RETRY)
+                self._window.rest(line, anyio.current_time() + REFUSED_REST)
 
     async def _give_up(self, lines: Iterable[tuple[OpenLine, ErrorFields]]) -> None:
         outcomes = Outcomes(ERRORS)
@@ -160,7 +160,7 @@ class Feeder:
                 continue  # its answer came after all
             if error.code == ConfigMismatch.code:
                 self._ledger.tally.put_off(error.code)
-                self._window.rest(line, anyio.current_time() + LAG)
+                self._window.rest(line, anyio.current_time() + LAGGING_REST)
                 continue
             text = answers.refused(self._request.hex, line.number, line.custom_id, error)
             outcomes.add(line.number, text, error.code)

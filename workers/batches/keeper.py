@@ -26,7 +26,7 @@ EXTRA_PLACES: Final = 16
 LEAST_SHARE: Final = 8
 """Lines a batch may have open, however many others there are."""
 
-PATIENCE: Final = 10.0
+REST: Final = 10.0
 """Seconds a batch rests that we failed with, or that made place for another."""
 
 log = logs.logger("feed")
@@ -164,7 +164,7 @@ class Keeper:
 
     def _rest(self, name: str) -> None:
         """Leave a batch to other processes for a while."""
-        self._resting[name] = anyio.current_time() + PATIENCE
+        self._resting[name] = anyio.current_time() + REST
 
     def _divide(self) -> None:
         """Share the window out: in equal parts to keys, and then to their batches, those of other processes too."""

@@ -34,7 +34,7 @@ from workers.batches.parts import ERRORS, RESULTS, Done, Parts, adopt, open_part
 from workers.batches.search import Search
 from workers.batches.window import Window
 
-LOOK_EVERY: Final = 0.5
+WATCH_EVERY: Final = 0.5
 """Seconds between two looks at the clock, and for a cancellation."""
 
 CANCEL_MOST: Final = 512
@@ -187,7 +187,7 @@ class BatchRun:
             except TransportError:
                 waiting = {}
             await self._report(window, waiting)
-            await anyio.sleep(LOOK_EVERY)
+            await anyio.sleep(WATCH_EVERY)
 
     async def _report(self, window: Window, waiting: dict[str, int]) -> None:
         """Keep the record fresh. Raises Superseded."""

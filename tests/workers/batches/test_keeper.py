@@ -62,5 +62,15 @@ async def test_the_window_is_shared_by_keys_and_then_by_batches(server: Server, 
     assert keeping._shares == {"a1": 20, "a2": 20, "b1": 60}
 
 
+async def test_a_batch_that_nobody_can_read_rests(server: Server, settings: Settings) -> None:
+    desk = make_desk(server, settings)
+    state = await desk.store.create("", CHAT, "file-x")
+    await desk.store.claim(state)
+    await desk.store.blobs.create(f"{state.request.id}-record-1", b"\0")
+    keeping = Keeper(desk)
+    await keeping._process(state.request.id)
+    assert [*keeping._resting] == [state.request.id]
+
+
 def heading(name: str) -> Heading:
     return Heading(created=0.0, id=name, owner=name[0], input="", expires=WINDOW)

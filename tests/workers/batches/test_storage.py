@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 def objects(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
     monkeypatch.setattr(object_store, "RETRIES", {"max_retries": 0})
     monkeypatch.setattr(object_parts, "PAUSE", 0.0)  # for a window of 20 lines
-    monkeypatch.setattr(keeper, "PATIENCE", 0.1)
+    monkeypatch.setattr(keeper, "REST", 0.1)
     with run_object_server() as running:
         yield running
 
