@@ -96,7 +96,7 @@ class BatchStore:
         return BatchState(request=request)
 
     async def get(self, batch_id: str, viewer: Viewer) -> BatchState:
-        """Return a batch. Raises NotFound, in the same words for every reason."""
+        """Return what `viewer` may see. Raises NotFound, in the same words for every reason."""
         if _ID.fullmatch(batch_id):
             # Both are read in any case: or what is another's would be refused sooner than what does not exist.
             live, ended = await self.blobs.fetch([f"{batch_id}{REQUEST}"]), await self._ended.fetch([batch_id])

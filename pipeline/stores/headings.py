@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
-from pipeline.stores.batch_records import BatchRequest, hex_of, readable
+from pipeline.stores.batch_records import BatchRequest, readable
 from pipeline.stores.blobs import Blobs
 
 READ_AT_ONCE: Final = 256
@@ -22,11 +22,6 @@ class Heading(NamedTuple):
     owner: str
     input: str
     expires: float
-
-    @property
-    def hex(self) -> str:
-        """The id without its prefix."""
-        return hex_of(self.id)
 
 
 class Headings:

@@ -41,7 +41,7 @@ REFUSED_REST: Final = 1.0
 
 
 class Outgoing(NamedTuple):
-    """A line about to be fed."""
+    """What goes into Redis for a line."""
 
     line: OpenLine
     job: Job

@@ -11,6 +11,7 @@ from anyio.abc import TaskGroup
 
 from pipeline import logs
 from pipeline.errors import ConfigMismatch, StorageFull, StorageUnavailable, TransportError
+from pipeline.stores.batch_records import hex_of
 from pipeline.stores.files import SWEEP_EVERY
 from pipeline.stores.headings import Heading
 from workers.batches.ledger import Superseded
@@ -119,7 +120,7 @@ class Keeper:
         name = batch.id
         if name in self._places or name in self._resting:
             return False
-        if not await self._desk.transport.lease(batch.hex):
+        if not await self._desk.transport.lease(hex_of(name)):
             return False
         self._places[name] = place = Place(batch, anyio.CancelScope())
         self._divide()
@@ -143,7 +144,7 @@ class Keeper:
             del self._places[name]
             self._divide()
             with anyio.move_on_after(2, shield=True):
-                await self._desk.transport.release(place.batch.hex)
+                await self._desk.transport.release(hex_of(name))
 
     async def _process(self, name: str) -> None:
         """Bring a batch to its end. Raises Superseded, TransportError and what `BatchRun.run` does."""

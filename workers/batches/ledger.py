@@ -65,7 +65,7 @@ class Ledger:
         self.tally = Tally(record.progress)
 
     def open(self, parts: Parts) -> None:
-        """Write outcomes to `parts` from now on."""
+        """Take the parts that outcomes go to: they are there once those of earlier owners were read."""
         self._parts = parts
 
     async def save(self, **changes: Any) -> None:

@@ -84,9 +84,9 @@ class BatchRouter(Router):
 
     async def _make(self, deployment: Deployment, attempt: Attempt[T], call: Call[T]) -> T:
         gate = self._cooldowns[deployment.id]
-        while True:
+        while True:  # after a refusal it waits at its gate once more
             ticket = await gate.enter()
-            error: PipelineError | None = None
+            error: PipelineError | None = None  # what the gate learns from; nothing from who was cancelled
             try:
                 return await super()._make(deployment, attempt, call)
             except UpstreamOverloaded as refused:

@@ -92,9 +92,8 @@ class Pace:
         elif self._grown < self._climb:
             rate = self._base * (self._goal / self._base) ** (self._grown / self._climb)
         else:
-            beyond = (
-                self._grown - self._climb
-            )  # a percent in half a minute; faster and faster, for limits may be raised
+            beyond = self._grown - self._climb
+            # A percent in half a minute; faster and faster, for limits may be raised.
             rate = self._goal * (1 + beyond / 3000 + 0.05 * (beyond / 120) ** 3)
         return rate if rate < FULL else math.inf
 
