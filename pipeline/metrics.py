@@ -68,6 +68,7 @@ COOLDOWNS: Final = _counters("cooldowns", "Times a deployment was set to rest.",
 BATCH_PACE: Final = _gauges("batch_pace", "Batch calls a second; +Inf while no limit was met.", "deployment")
 BATCH_LIMIT: Final = _gauges("batch_limit", "Batch calls a process may have in flight.", "deployment")
 BATCH_REST_SECONDS: Final = _gauges("batch_rest_seconds", "Seconds a deployment rests for batches.", "deployment")
+BATCH_ROOM: Final = _gauges("batch_room", "Batch jobs a stage may hold in this process.", "stage")
 TOKENS: Final = _counters("tokens", "Tokens as the providers count them.", "deployment", "kind")
 TASKS: Final = Gauge("promptmill_tasks", "Tasks of the process's event loop.", registry=registry)
 REDIS_COMMANDS: Final = _counters("redis_commands", "Commands sent to Redis, by what they were sent for.", "purpose")

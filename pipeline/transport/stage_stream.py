@@ -21,6 +21,8 @@ from pipeline.transport import keyspace
 from pipeline.transport.clock import ServerClock
 from pipeline.transport.connection import CLAIM, MOVE, PREPARE, RELEASE, RENEW, RETIRE, Backoff, Command, Link
 from pipeline.transport.delivery import End, HeldDelivery, Source
+from pipeline.transport.room import Room
+from pipeline.transport.suspects import suspect_caps
 from pipeline.transport.writer import Writer
 
 BLOCK: Final = 0.5
@@ -52,6 +54,9 @@ BESIDE: Final = 16
 LATELY: Final = 2.0
 """Seconds for which a lane that had entries is expected to have more."""
 
+RECENTLY: Final = 10.0
+"""Seconds after a live job for which a batch makes room for the next."""
+
 MOVE_MOST: Final = 128
 UNREADABLE: Final = Job(id="", operation="", stages_left=(), deadline=0)
 """Stands for the job of an entry that does not decode."""
@@ -73,7 +78,7 @@ class StageStream:
     ) -> None:
         self.stage = stage
         self._caps = suspect_caps(max_deliveries, slots)
-        self._batch_cap = max(1, slots - max(1, math.ceil(slots * links.settings.batch_reserve)))
+        self._room = Room(max(1, slots - max(1, math.ceil(slots * links.settings.batch_reserve))))
         self._writer = writer
         self._writer.written[stage] = self.forget
         self._clock = clock
@@ -107,9 +112,15 @@ class StageStream:
         return len(self._held)
 
     def count_held(self) -> None:
-        """Tell the metrics how many deliveries are held, by lane."""
+        """Tell the metrics how many deliveries are held, by lane, and how many of a batch may be."""
         for lane, held in self._in_lane.items():
             metrics.JOBS_IN_FLIGHT[self.stage, lane].set(held)
+        metrics.BATCH_ROOM[self.stage,].set(self._room.limit)
+
+    def turned(self, seconds: float) -> None:
+        """Take note of the CPU time of a turn of the event loop, in seconds."""
+        live = self._seen[LIVE] > anyio.current_time() - RECENTLY
+        self._room.turned(seconds, self._in_lane[BATCH], live=live)
 
     def forget(self, delivery: HeldDelivery) -> None:
         """Let go of a delivery whose outcome was written, or that was released or lost."""
@@ -191,7 +202,7 @@ class StageStream:
     def _plan(self, room: int) -> tuple[tuple[str, ...], int, float]:
         """Return the lanes to read, how many entries of each, and how long to wait. COUNT is per stream."""
         room = min(room, FETCH_MOST)
-        batch_room = self._batch_cap - self._in_lane[BATCH]
+        batch_room = self._room.limit - self._in_lane[BATCH]
         block = GLANCE if self._crowded else BLOCK  # a suspect may end at any moment, and others wait for its place
         if batch_room < 1:
             self._glance = min(2 * self._glance, BATCH_GLANCE)
@@ -375,19 +386,6 @@ class StageLinks(msgspec.Struct, frozen=True):
     upkeep: Link
     consumer: str
     settings: TransportSettings
-
-
-def suspect_caps(max_deliveries: int, slots: int) -> dict[int, int]:
-    """
-    Return how many deliveries of each number from 2 on may run in one process at a time.
-
-    A job that comes back may be the one that killed its process. The circle of suspects narrows geometrically, down to
-    one on the last delivery, so a poison job dies alone and its neighbours are answered.
-    """
-    return {
-        number: max(1, round(slots ** ((max_deliveries - number) / (max_deliveries - 1))))
-        for number in range(2, max_deliveries + 1)
-    }
 
 
 def _chunks(items: list[HeldDelivery], size: int) -> Iterable[list[HeldDelivery]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from pipeline import logs
@@ -27,6 +29,9 @@ from pipeline.transport.stage_stream import MOVE_MOST, StageLinks, StageStream
 from pipeline.transport.writer import Writer
 
 MOVE_EVERY: Final = 0.25
+TURN_EVERY: Final = 0.05
+"""Seconds between two turns of the event loop that are measured."""
+
 RETIRE_EVERY: Final = 30.0
 LEAVE_LIMIT: Final = 2.0
 
@@ -105,7 +110,7 @@ class WorkerTransport:
             except TransportError as error:
                 log.warning("waiting for redis", error=str(error))
                 await backoff.pause()
-        for task in (self.writer.run, self._keep_leases, self._keep_moving, self._keep_house):
+        for task in (self.writer.run, self._keep_leases, self._keep_moving, self._keep_room, self._keep_house):
             support.start_soon(task)
         support.start_soon(self._cancels.follow, self._cancel)
 
@@ -147,6 +152,16 @@ class WorkerTransport:
                 backoff.reset()
             except TransportError:
                 await backoff.pause()
+
+    async def _keep_room(self) -> None:
+        """Measure turns of the event loop, in CPU time: what other processes do makes no difference to it."""
+        while True:
+            await anyio.sleep(TURN_EVERY)
+            began = time.thread_time()
+            await anyio.lowlevel.checkpoint()
+            seconds = time.thread_time() - began
+            for stream in self._streams:
+                stream.turned(seconds)
 
     async def _keep_house(self) -> None:
         """Forget old cancellations and remove consumers that are gone."""

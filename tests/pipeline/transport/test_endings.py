@@ -28,7 +28,7 @@ from pipeline.stage import Defer, Done, Fail, Forward
 from pipeline.transport import keyspace
 from pipeline.transport.deadletters import drop_dead, list_dead, read_dead
 from pipeline.transport.overview import COUNTED, read_overview
-from pipeline.transport.stage_stream import suspect_caps
+from pipeline.transport.suspects import suspect_caps
 
 pytestmark = pytest.mark.anyio
 QUICK = settings(transport=quick())

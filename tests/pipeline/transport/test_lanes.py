@@ -127,3 +127,18 @@ async def test_live_outcomes_are_written_before_those_of_a_batch(url: str) -> No
         for delivery in deliveries:
             writer.settle(delivery, Done())
         assert [delivery.source.lane for delivery, _ in writer._settlements] == [LIVE, BATCH]
+
+
+async def test_long_turns_hold_back_a_batch_while_live_jobs_come(url: str) -> None:
+    async with raw_link(url) as link, stage_stream(url, slots=400, lease=60) as stream:
+        live, batch = Rival(link, "dispatch", LIVE), Rival(link, "dispatch", BATCH)
+        for _ in range(150):
+            await batch.add(_job(BATCH))
+        await stream.prepare()
+        stream.turned(1.0)
+        assert len(await stream.fetch(80)) == 40, "there was no live job yet"
+        await live.add(_job(LIVE))
+        assert len(await stream.fetch(80)) == 41
+        stream.turned(1.0)
+        await live.add(_job(LIVE))
+        assert len(await stream.fetch(80)) == 1, "80 are held, 64 may be"
