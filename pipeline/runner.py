@@ -20,6 +20,7 @@ from pipeline.errors import (
     NoWorker,
     PipelineError,
     TransportError,
+    TransportUnavailable,
     WorkerLost,
 )
 from pipeline.job import BATCH
@@ -235,7 +236,7 @@ class StageRunner:
             return await self._stage.handle(delivery)
         async with self._transport.bodies.held(delivery.source.reference, delivery.source.size) as body:
             if body is None:
-                return Fail(InternalError("the request's body is gone from Redis", hint="Send the request again."))
+                return Fail(TransportUnavailable("Redis lost the request's body", hint="Send the request again."))
             delivery.body = body
             return await self._stage.handle(delivery)
 

@@ -15,6 +15,7 @@ from pipeline.errors import (
     PromptManagerError,
     PromptTimeout,
     PromptWorkerLost,
+    TransportUnavailable,
     UpstreamAuthFailed,
     UpstreamOverloaded,
     UpstreamTimeout,
@@ -34,6 +35,7 @@ PASSING: Final = frozenset(
         PromptManagerError,
         PromptTimeout,
         NoWorker,
+        TransportUnavailable,
         ConfigMismatch,
     )
 )

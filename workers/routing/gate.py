@@ -83,6 +83,7 @@ class Gate:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
                 self.limit.in_flight -= 1  # it came at the last moment
+                self._release()
             raise
 
     def leave(self, ticket: Ticket, error: PipelineError | None = None) -> None:

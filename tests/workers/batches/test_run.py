@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 import msgspec
 import pytest
-from fakes.batches import lines
+from fakes.batches import line, lines
 from fakes.desks import answer, create, ended, keeping, make_desk, working, written
 from fakes.pipelines import ScriptedStage, raw_link
 from fakes.servers import Server
@@ -97,6 +97,22 @@ async def test_lines_that_somebody_deleted_are_missed_and_fed_again(server: Serv
         async with working(server, settings, stage):
             state = await ended(desk, batch_id)
     assert (state.record.completed, state.record.progress.retries) == (3, 3)
+
+
+async def test_a_line_whose_body_redis_lost_is_fed_again(server: Server, settings: Settings) -> None:
+    settings = msgspec.structs.replace(settings, batches=BatchSettings(batch_window=20))
+    desk = make_desk(server, settings)
+    async with raw_link(server.url) as link, keeping(desk):
+        batch_id = await create(desk, line("large", "x" * 100_000))
+
+        async def bodies() -> bool:
+            found = await link.run(("KEYS", f"{keyspace.BODIES}*"))
+            return bool(found) and bool(await link.run(("DEL", *found)))
+
+        await wait_until(bodies, timeout=10)
+        async with working(server, settings, ScriptedStage(answer)):
+            record = (await ended(desk, batch_id)).record
+    assert (record.completed, record.progress.causes) == (1, {"redis_unavailable": 1})
 
 
 async def test_a_batch_tells_how_it_comes_along(server: Server, settings: Settings) -> None:

@@ -113,6 +113,20 @@ async def test_a_turn_that_comes_as_its_call_is_cancelled_is_given_back() -> Non
     assert gate.limit.in_flight == 0
 
 
+async def test_a_turn_that_is_given_back_is_the_next_ones() -> None:
+    gate = make()
+    gate.limit.value = 3
+    tickets = [await gate.enter() for _ in range(3)]
+    async with asyncio.TaskGroup() as tasks:
+        leaves, stays = tasks.create_task(gate.enter()), tasks.create_task(gate.enter())
+        await wait_until(lambda: len(gate._waiting) == 2 and not gate.pace.wait)
+        gate.leave(tickets[0])
+        leaves.cancel()
+        with anyio.fail_after(5):
+            await stays
+    assert gate.limit.in_flight == 3
+
+
 async def test_overloads_leave_room_for_fewer_calls_and_each_end_lets_one_through() -> None:
     gate = make()
     tickets = [await gate.enter() for _ in range(8)]
