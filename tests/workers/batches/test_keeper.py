@@ -31,6 +31,7 @@ async def test_what_is_over_waits_for_no_place_and_another_key_gets_one(
     server: Server, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keeper, "PLACES", 2)
+    settings = msgspec.structs.replace(settings, batches=BatchSettings(batch_window=20, batch_line_timeout=600))
     desk = make_desk(server, settings)
 
     async def owners(*batches: str) -> list[int]:
@@ -50,6 +51,7 @@ async def test_what_is_over_waits_for_no_place_and_another_key_gets_one(
         assert (await ended(desk, third)).record.status == "cancelled"
         assert (await ended(desk, late.request.id)).record.status == "expired"
         assert (await ended(desk, await create(desk, lines(3), "b"))).record.completed == 3
+        assert [s.record.status for s in await desk.store.states([first, second])] == ["in_progress"] * 2
         assert await owners(first, second) == [1, 1]
 
 
