@@ -170,12 +170,28 @@ async def test_pages_follow_one_another_through_running_and_ended_batches(store:
 class Counted(LocalBlobs):
     """Blobs that count how many of them are read."""
 
-    read = 0
+    total = 0
+    """Of all directories."""
+
+    def below(self, name: str) -> Counted:
+        return Counted(self._path(name))
 
     async def fetch(self, names: Iterable[str]) -> dict[str, bytes]:
         wanted = list(names)
-        self.read += len(wanted)
+        Counted.total += len(wanted)
         return await super().fetch(wanted)
+
+
+async def test_what_does_not_change_of_ended_batches_is_read_once(store: BatchStore, tmp_path: Path) -> None:
+    for _ in range(12):
+        await store.put_away(await end(store, await store.create("a", CHAT, "file-1")))
+    other = BatchStore(Counted(tmp_path))
+    assert len(await other.made("a", 0)) == 12
+    before = Counted.total
+    assert len(await other.made("a", 0)) == 12
+    assert Counted.total == before
+    assert len((await other.page("a", None, 2))[0]) == 2
+    assert Counted.total - before < 12
 
 
 async def test_a_batch_with_many_owners_costs_a_few_reads_for_each(store: BatchStore, tmp_path: Path) -> None:
@@ -185,7 +201,7 @@ async def test_a_batch_with_many_owners_costs_a_few_reads_for_each(store: BatchS
         assert await store.claim(state) == number + 1
         if number % 10 == 5:
             await store.save(state.request.id, Record(owner=number + 1, fed=number))
-    blobs = Counted(tmp_path)
-    found = await BatchStore(blobs).states([state.request.id])
+    before = Counted.total
+    found = await BatchStore(Counted(tmp_path)).states([state.request.id])
     assert [(state.claims, state.record.fed) for state in found] == [(40, 35)]
-    assert blobs.read < 4 * 40
+    assert Counted.total - before < 4 * 40
