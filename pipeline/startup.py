@@ -31,8 +31,8 @@ REQUEST_TIMEOUT_VARIABLE: Final = "PROMPTMILL_REQUEST_TIMEOUT"
 YIELD_AFTER: Final = 0.0005
 """Seconds after which a thread that computes gives way to another one that waits; Python's own is 0.005."""
 
-COLLECT_AFTER: Final = 10_000
-"""New objects after which the garbage collector looks at those; Python's own is 700."""
+COLLECT_AFTER: Final = 100_000
+"""New objects after which the garbage collector looks at those, in 50 ms at most; Python's own is 700."""
 
 
 class Source:
