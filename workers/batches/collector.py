@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Final
 
 import anyio
@@ -86,7 +86,7 @@ class Collector:
         if reply.error is not None:
             if self._passes(line, reply, reply.error):
                 return
-            self._served(line, served(reply))
+            self._served(line, served(reply, line.group))
             text = answers.refused(batch, line.number, line.custom_id, reply.error, reply.facts)
             if reply.error.code in answers.DEAD:
                 self._window.set_aside(line, text, reply.error.code)
@@ -101,7 +101,7 @@ class Collector:
             return
         if self._window.get(line.number) is not line:
             return  # it was given up meanwhile
-        self._served(line, served(reply))
+        self._served(line, served(reply, line.group))
         self._results.add(line.number, answers.answered(batch, line.number, line.custom_id, reply, body))
         answers.add_usage(self._results.usage, body)
         self._ledger.tally.answered(reply.facts.provider_ms)
@@ -118,7 +118,7 @@ class Collector:
                 line.tries += 1
                 self._window.rest(line, 0.0)
             else:
-                self._defer(line, missed(reply), error)
+                self._defer(line, missed(reply, line.group), error)
                 if reply.facts.prompt:
                     self._served(line, [PROMPTS])
         return True
@@ -127,7 +127,7 @@ class Collector:
         if self._window.defer(line, need, error, anyio.current_time()):
             log.warning("lines wait", batch=self._request.id, need=need, code=error.code, hint=REMEDIES.get(error.code))
 
-    def _served(self, line: OpenLine, needs: Iterable[str]) -> None:
+    def _served(self, line: OpenLine, needs: Collection[str]) -> None:
         if not self._window.outages:
             return
         for need in self._window.met(needs, line.number, anyio.current_time()):

@@ -18,6 +18,7 @@ from workers.batches import answers
 from workers.batches.input import Input
 from workers.batches.ledger import Ledger, Outcomes
 from workers.batches.lines import LineReader, OpenLine, job_id
+from workers.batches.outages import needed
 from workers.batches.parts import ERRORS
 from workers.batches.window import Window
 
@@ -120,7 +121,7 @@ class Feeder:
     def _holds_up(self, outgoing: Outgoing) -> bool:
         """Whether a line has to wait, because others wait for what it needs."""
         window = self._window
-        return window.troubled and window.hold_up(outgoing.line, self._reader.needs(outgoing.job))
+        return window.troubled and window.hold_up(outgoing.line, needed(outgoing.job, outgoing.line.group))
 
     def _prepare(self, text: Line, line: OpenLine) -> Outgoing | ErrorFields:
         """Return the next job of a line, or why it cannot run any more: when it was validated it could."""
@@ -129,7 +130,7 @@ class Feeder:
             if self._transport.may_lag(self._request.config):
                 return ConfigMismatch("the line is wrong in this configuration, and right in another").fields("feed")
             return ErrorFields(status=400, type="invalid_request_error", code=request.code, message=request.message)
-        line.custom_id = request.custom_id
+        line.custom_id, line.group = request.custom_id, self._reader.group(request.model)
         line.fed += 1
         name = job_id(self._request.hex, self._ledger.record.owner, line)
         return Outgoing(line, self._reader.job(request, name, self._transport.now()), request.body)

@@ -13,7 +13,6 @@ from pipeline.settings import Settings
 from pipeline.stores.batch_records import BatchRequest
 from pipeline.stores.lines import Line
 from pipeline.transport import keyspace
-from workers.batches.outages import needed
 
 
 class LineReader(Judge):
@@ -34,10 +33,10 @@ class LineReader(Judge):
         """Whether the batch has expired: a job would have no time, and that is not to its line's account."""
         return self._clock() >= self._request.expires
 
-    def needs(self, job: Job) -> tuple[str, ...]:
-        """Return what a line needs, as far as is known before it runs."""
-        group = self._catalog.group(job.model)
-        return needed(job, group.name if group else job.model)
+    def group(self, model: str) -> str:
+        """Return the name of the group that serves a model, or its own if a prompt manager may know it."""
+        group = self._catalog.group(model)
+        return group.name if group else model
 
     def job(self, request: Request, job_id: str, now: int) -> Job:
         """Return the job of a line; `now` is the server's time in ms. It has until its batch expires, at most."""
@@ -65,8 +64,8 @@ class OpenLine:
     """A line that was handed to the pipeline, or will be again, and has no outcome yet."""
 
     __slots__ = (
-        "admission", "custom_id", "deferrals", "end", "fed", "job", "limited", "need", "number", "offset", "tries",
-        "wake",
+        "admission", "custom_id", "deferrals", "end", "fed", "group", "job", "limited", "need", "number", "offset",
+        "tries", "wake",
     )  # fmt: skip
 
     def __init__(self, line: Line, custom_id: str = "") -> None:
@@ -74,6 +73,8 @@ class OpenLine:
         self.offset = line.offset
         self.end = line.end
         self.custom_id = custom_id
+        self.group = ""
+        """Name of the group that serves the model it names, once it was fed by this owner."""
         self.fed = 0
         """How often it was fed by this owner, which names its jobs."""
         self.job = ""

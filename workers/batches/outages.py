@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Final
 
+from pipeline.errors import ConfigMismatch
 from pipeline.job import ErrorFields, Job, Reply
 
 LONG_RUN: Final = 32
@@ -22,7 +23,7 @@ PROMPTS: Final = "prompt managers"
 class Outage:
     """Failures in a row for want of one thing. `pause` is 0 while lines are fed all the same."""
 
-    __slots__ = ("code", "failures", "pause", "probes", "until")
+    __slots__ = ("code", "failures", "pause", "probes", "tries", "until")
 
     def __init__(self) -> None:
         self.failures = 0
@@ -31,6 +32,8 @@ class Outage:
         self.until = 0.0
         self.probes: set[int] = set()
         """Numbers of the lines that were fed to see whether it is over."""
+        self.tries = 1
+        """How many lines try at a time."""
 
 
 class Outages:
@@ -50,15 +53,23 @@ class Outages:
         if outage.pause:
             soonest = outage.until if number not in outage.probes and not begins else now + outage.pause
             outage.until = max(soonest, now + (error.retry_after or 0.0))
-            outage.probes.discard(number)
+            if number in outage.probes:
+                outage.probes.discard(number)
+                outage.tries = 1
         return begins
 
-    def met(self, needs: Iterable[str], number: int) -> list[str]:
-        """A line got what it needs; return the pauses this ends: only a line that was fed in one tells that."""
-        ended = [need for need, outage in self._known.items() if number in outage.probes]
-        for need in [*ended, *needs]:
-            if need in ended or not self.pausing(need):
-                self._known.pop(need, None)
+    def met(self, needs: Collection[str], number: int) -> list[str]:
+        """A line got these needs; return the pauses this ends: only a line that was fed in one tells that."""
+        ended = []
+        for need, outage in list(self._known.items()):
+            tried = number in outage.probes
+            outage.probes.discard(number)
+            if need in needs and (tried or not outage.pause):
+                del self._known[need]
+                if tried:
+                    ended.append(need)
+            elif tried:  # a manager chose something else for it, as it may for ever more lines
+                outage.until, outage.tries = 0.0, min(LONG_RUN, 2 * outage.tries)
         return ended
 
     def pausing(self, need: str) -> bool:
@@ -66,8 +77,9 @@ class Outages:
         return need in self._known and bool(self._known[need].pause)
 
     def to_probe(self, now: float) -> list[str]:
-        """Return the needs for which a line should try."""
-        return [need for need, outage in self._known.items() if outage.pause and outage.until <= now]
+        """Return the needs for which a line should try, each once for each line."""
+        due = [(need, outage) for need, outage in self._known.items() if outage.pause and outage.until <= now]
+        return [need for need, outage in due for _ in range(outage.tries)]
 
     def probe(self, need: str, number: int, now: float) -> None:
         """This line tries; another one does after a pause, for the answer may take long."""
@@ -91,20 +103,28 @@ class Outages:
 
 
 def needed(job: Job, group: str) -> tuple[str, ...]:
-    """Return what a line needs as far as is known before it runs; `group` serves its model."""
-    return (WORKERS, group, PROMPTS) if job.prompt is not None else (WORKERS, group)
+    """Return what a line needs as far as is known before it runs; `group` serves the model it names."""
+    needs = (WORKERS, _configured(group), group)
+    return (*needs, PROMPTS) if job.prompt is not None else needs
 
 
-def missed(reply: Reply) -> str:
-    """Return what the line of this error did not get."""
+def missed(reply: Reply, group: str) -> str:
+    """Return what the line of this error, which names a model of `group`, did not get."""
+    if reply.error is not None and reply.error.code == ConfigMismatch.code:
+        return _configured(group)
     if reply.error is not None and reply.error.stage == "resolve":
         return PROMPTS
     return reply.facts.model or WORKERS
 
 
-def served(reply: Reply) -> tuple[str, ...]:
+def served(reply: Reply, group: str) -> tuple[str, ...]:
     """Return what the line of this answer got, which may be an error that is about the line itself."""
     if reply.error is not None and reply.error.stage == "resolve":
         return (PROMPTS,)
-    needs = (WORKERS, reply.facts.model)
+    needs = (WORKERS, _configured(group), reply.facts.model)
     return (*needs, PROMPTS) if reply.facts.prompt else needs
+
+
+def _configured(group: str) -> str:
+    """Return the need for a worker that knows this group; all groups, where a line's is not known yet."""
+    return f"workers that know {group}" if group else WORKERS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Collection, Iterable, Set
 from itertools import chain
 from typing import Final
 
@@ -190,7 +190,7 @@ class Window:
         if limited:
             self._limited[need] += 1
 
-    def met(self, needs: Iterable[str], number: int, now: float) -> list[str]:
+    def met(self, needs: Collection[str], number: int, now: float) -> list[str]:
         """A line got what it needs; return the pauses this ends."""
         ended = self.outages.met(needs, number)
         for need in ended:

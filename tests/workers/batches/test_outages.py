@@ -10,7 +10,7 @@ from fakes.pipelines import ScriptedStage
 from fakes.servers import Server
 from fakes.waiting import wait_until
 
-from pipeline.errors import PipelineError, PromptManagerError, UpstreamAuthFailed, UpstreamUnavailable
+from pipeline.errors import ConfigMismatch, PipelineError, PromptManagerError, UpstreamAuthFailed, UpstreamUnavailable
 from pipeline.job import Facts, Reply
 from pipeline.settings import Settings
 from pipeline.stage import Delivery, Done, Fail, Outcome
@@ -19,6 +19,7 @@ from workers.batches.outages import LONG_RUN, LONGEST_PAUSE, PROMPTS, WORKERS, O
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
+KNOWN = "workers that know asked"
 DOWN = UpstreamUnavailable("down").fields("dispatch")
 
 
@@ -68,17 +69,33 @@ def test_only_a_line_that_was_fed_in_a_pause_tells_that_it_is_over() -> None:
     assert not outages
 
 
+def test_a_line_that_tried_and_got_something_else_ends_nothing_and_two_others_try() -> None:
+    outages = paused()
+    outages.probe("gpt-4", 41, 1.0)
+    assert outages.met([WORKERS, "other"], 41) == []
+    assert outages.pausing("gpt-4")
+    assert outages.probes == set()
+    for number, need in enumerate(outages.to_probe(1.0), 42):
+        outages.probe(need, number, 1.0)
+    assert outages.probes == {42, 43}
+    outages.failed("gpt-4", 42, DOWN, 1.0)
+    assert outages.to_probe(LONGEST_PAUSE) == ["gpt-4"]
+    assert outages.met([WORKERS, "gpt-4"], 43) == ["gpt-4"]
+
+
 @pytest.mark.parametrize(
     ("reply", "lacked", "had"),
     [
-        (Reply(id="a", facts=Facts(model="m", prompt="changed")), "m", (WORKERS, "m", PROMPTS)),
+        (Reply(id="a", facts=Facts(model="m", prompt="changed")), "m", (WORKERS, KNOWN, "m", PROMPTS)),
         (Reply(id="a", error=PromptManagerError("no").fields("resolve")), PROMPTS, (PROMPTS,)),
-        (Reply(id="a", error=DOWN, facts=Facts(model="m")), "m", (WORKERS, "m")),
-        (Reply(id="a", error=DOWN), WORKERS, (WORKERS, "")),
+        (Reply(id="a", error=ConfigMismatch("no").fields("resolve")), KNOWN, (PROMPTS,)),
+        (Reply(id="a", error=ConfigMismatch("no").fields("dispatch")), KNOWN, (WORKERS, KNOWN, "")),
+        (Reply(id="a", error=DOWN, facts=Facts(model="m")), "m", (WORKERS, KNOWN, "m")),
+        (Reply(id="a", error=DOWN), WORKERS, (WORKERS, KNOWN, "")),
     ],
 )
 def test_a_reply_tells_what_its_line_got_or_lacked(reply: Reply, lacked: str, had: tuple[str, ...]) -> None:
-    assert (missed(reply), served(reply)) == (lacked, had)
+    assert (missed(reply, "asked"), served(reply, "asked")) == (lacked, had)
 
 
 @pytest.mark.parametrize(
