@@ -13,6 +13,7 @@ from fakes.object_servers import BUCKET, ObjectServer, run_object_server
 from fakes.pipelines import ScriptedStage
 from fakes.servers import Server
 from fakes.waiting import wait_until
+from structlog.testing import capture_logs
 
 from pipeline.settings import Settings
 from pipeline.stage import Delivery, Outcome
@@ -39,11 +40,7 @@ def places(objects: ObjectServer) -> Places:
 
 
 async def test_a_store_that_is_away_for_a_while_costs_no_line_and_repeats_none(
-    server: Server,
-    settings: Settings,
-    objects: ObjectServer,
-    places: Places,
-    capfd: pytest.CaptureFixture[str],
+    server: Server, settings: Settings, objects: ObjectServer, places: Places
 ) -> None:
     desk, failed, failing = make_desk(server, settings, places), 0, anyio.Event()
 
@@ -62,13 +59,14 @@ async def test_a_store_that_is_away_for_a_while_costs_no_line_and_repeats_none(
 
     objects.fault = fault
     stage = ScriptedStage(slowly)
-    async with working(server, settings, stage), keeping(desk):
-        state = await ended(desk, await create(desk, lines(200)))
-        await wait_until(lambda: not [key for key in objects.objects if ".growing/" in key])
+    with capture_logs() as logged:
+        async with working(server, settings, stage), keeping(desk):
+            state = await ended(desk, await create(desk, lines(200)))
+            await wait_until(lambda: not [key for key in objects.objects if ".growing/" in key])
     assert failed == 4
-    logged = capfd.readouterr().out
-    assert "batch rests" in logged
-    assert "batch failed" not in logged
+    events = {entry["event"] for entry in logged}
+    assert "batch rests" in events
+    assert "batch failed" not in events
     assert state.claims > 1, "the batch went on with appends of unknown end"
     assert (state.record.completed, state.record.failed) == (200, 0)
     found = [entry["custom_id"] for entry in await written(desk, state.record.output_file_id)]
