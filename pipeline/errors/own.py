@@ -120,7 +120,7 @@ class TransportFull(TransportError):
 
 
 class NoWorker(TransportError):
-    """No process of a stage that the job must visit has been seen for a while."""
+    """No process of a stage that the job must visit has been seen for a while, or came to a batch's line in time."""
 
     code = "no_worker"
 
