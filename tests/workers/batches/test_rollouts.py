@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import msgspec
 import pytest
 from fakes.batches import CHAT, lines
@@ -23,6 +26,15 @@ def newer(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, digest="new", deployments=(*settings.deployments, deployment("new-model")))
 
 
+@asynccontextmanager
+async def rolling_out(server: Server, newer: Settings) -> AsyncIterator[None]:
+    """Run a worker of the new configuration, and another process that all who come later find registered."""
+    transport = make_desk(server, newer).transport
+    async with working(server, newer, ScriptedStage(answer)), transport.running():
+        await wait_until(lambda: transport.connected)
+        yield
+
+
 async def new_batch(desk: Desk) -> BatchState:
     """Return a batch that nobody works at yet, made by an ingress of the new configuration."""
     state = await desk.store.get(await create(desk, lines(3, model="new-model")), None)
@@ -33,7 +45,7 @@ async def new_batch(desk: Desk) -> BatchState:
 async def test_a_batch_is_not_failed_by_who_lags_behind(server: Server, settings: Settings, newer: Settings) -> None:
     old, new = make_desk(server, settings), make_desk(server, newer)
     state = await new_batch(new)
-    async with working(server, newer, ScriptedStage(answer)), keeping(old):
+    async with rolling_out(server, newer), keeping(old):
 
         async def old_had_it() -> bool:
             return (await new.store.get(state.request.id, None)).claims == 1
@@ -54,7 +66,7 @@ async def test_no_line_is_failed_by_who_lags_behind(server: Server, settings: Se
         causes = (await new.store.get(state.request.id, None)).record.progress.causes
         return causes == {"config_mismatch": 3}
 
-    async with working(server, newer, ScriptedStage(answer)):
+    async with rolling_out(server, newer):
         async with keeping(old):
             await wait_until(put_off)
         async with keeping(new):
