@@ -32,7 +32,7 @@ YIELD_AFTER: Final = 0.0005
 """Seconds after which a thread that computes gives way to another one that waits; Python's own is 0.005."""
 
 COLLECT_AFTER: Final = 100_000
-"""New objects after which the garbage collector looks at those, in 50 ms at most; Python's own is 700."""
+"""New objects after which the garbage collector looks at those, and stops all else meanwhile; Python's own is 700."""
 
 
 class Source:
