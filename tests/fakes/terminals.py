@@ -20,8 +20,12 @@ from pathlib import Path
 CTRL_C = b"\x03"
 COLUMNS, ROWS = 110, 16
 
-# The first to open a terminal in a session of its own gets it as the one whose keys send signals.
-_TAKE_TERMINAL = "import os,sys; os.close(os.open(os.ttyname(0), os.O_RDWR)); os.execv(sys.argv[1], sys.argv[1:])"
+# The first to open a terminal in a session of its own gets it as the one whose keys send signals. Tests that run as a
+# shell's background job have been told to ignore Ctrl-C, and so would the command.
+_TAKE_TERMINAL = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
+    "os.close(os.open(os.ttyname(0), os.O_RDWR)); os.execv(sys.argv[1], sys.argv[1:])"
+)
 _SEQUENCE = re.compile(r"\x1b\[([?\d;]*)([A-Za-z])|([\r\n])|([^\x1b\r\n]+)|\x1b")
 
 Cell = tuple[str, str]
