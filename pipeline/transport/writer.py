@@ -47,7 +47,9 @@ class Writer:
         self._link = link
         self._consumer = consumer
         self._clock = clock
-        self._settlements: deque[tuple[HeldDelivery, Effect]] = deque()
+        self._live: deque[tuple[HeldDelivery, Effect]] = deque()
+        """Outcomes, in order: those of live jobs wait for none of a batch, of which there are thousands."""
+        self._batch: deque[tuple[HeldDelivery, Effect]] = deque()
         self._firsts: deque[tuple[HeldDelivery, Frame]] = deque()
         self._frames: dict[str, list[tuple[HeldDelivery, Frame]]] = {}
         self._frame_bytes = 0
@@ -63,10 +65,8 @@ class Writer:
     def settle(self, delivery: HeldDelivery, effect: Effect) -> None:
         """Write the outcome of a delivery and acknowledge it, in one step, soon."""
         delivery.settled = True
-        if delivery.source.lane == BATCH:
-            self._settlements.append((delivery, effect))
-        else:  # a live answer waits for no others: of those there are few, and of a batch thousands
-            self._settlements.appendleft((delivery, effect))
+        waiting = self._batch if delivery.source.lane == BATCH else self._live
+        waiting.append((delivery, effect))
         self._wake_up(urgent=True)
 
     def frame(self, delivery: HeldDelivery, frame: Frame) -> None:
@@ -119,7 +119,7 @@ class Writer:
             await self._write()
 
     def _waiting(self) -> bool:
-        return bool(self._settlements or self._firsts or self._frames)
+        return bool(self._live or self._batch or self._firsts or self._frames)
 
     async def _write(self) -> None:
         firsts, self._firsts = self._firsts, deque()
@@ -135,9 +135,9 @@ class Writer:
         for sent in entries:
             group.frames(sent[0][0].job.reply_to, [frame for _, frame in sent])
         settled: list[tuple[HeldDelivery, Effect]] = []
-        while self._settlements and len(settled) < GROUP_WRITES and group.size < GROUP_BYTES:
-            settled.append(_add_settlement(group, *self._settlements.popleft(), now))
-        if self._settlements:
+        while (waiting := self._live or self._batch) and len(settled) < GROUP_WRITES and group.size < GROUP_BYTES:
+            settled.append(_add_settlement(group, *waiting.popleft(), now))
+        if self._live or self._batch:
             self._urgent.set()
         if failpoints.ARMED:
             await _reach("before_settle", settled)

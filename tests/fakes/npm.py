@@ -28,7 +28,8 @@ def install(environment: Path, pins: Path) -> None:
         found = "sha512-" + base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
         assert found == digest, f"{package} is not what {pins.name} says: its digest is {found}"
         with tarfile.open(archive) as contents:
-            contents.extractall(environment / PACKAGES, filter="data")
+            contents.extraction_filter = getattr(tarfile, "data_filter", None)  # since Python 3.11.4
+            contents.extractall(environment / PACKAGES)
         # Every archive of npm's holds one directory, and it is always called `package`.
         (environment / PACKAGES / "package").rename(environment / PACKAGES / package.rpartition("@")[0])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,10 @@ def test_a_batch_that_runs_is_shown_and_cancelled(command: Command, upstream: Sc
         assert batch in command.out
         assert command("list", "--limit", "1", "--json") == 0
         assert json.loads(command.out)["id"] == batch
+        limit = time.monotonic() + 20
+        while not upstream.requests:  # one that is cancelled earlier has no lines yet
+            assert time.monotonic() < limit
+            assert command("status", batch) == 0
         assert command("cancel", batch) == 0
         assert "cancelling" in command.out
         assert command("watch", batch) == 1

@@ -126,7 +126,10 @@ async def test_live_outcomes_are_written_before_those_of_a_batch(url: str) -> No
         writer = deliveries[0]._writer
         for delivery in deliveries:
             writer.settle(delivery, Done())
-        assert [delivery.source.lane for delivery, _ in writer._settlements] == [LIVE, BATCH]
+        order: list[str] = []
+        writer.written["dispatch"] = lambda delivery: order.append(delivery.source.lane)
+        await writer._write()
+        assert order == [LIVE, BATCH]
 
 
 async def test_long_turns_hold_back_a_batch_while_live_jobs_come(url: str) -> None:
