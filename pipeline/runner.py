@@ -244,6 +244,8 @@ class StageRunner:
         match delivery.end:
             case End.CANCELLED:
                 return Drop()
+            case End.STOPPED if delivery.frames:  # nobody could go on with it, and handed back it would run again
+                return Fail(WorkerLost("a worker stopped while it streamed the answer", hint="Send the request again."))
             case End.LOST | End.STOPPED:
                 return None
             case End.UNHEARD:  # if its ingress lives after all, because only the reply stream was lost, it hears of it

@@ -50,7 +50,8 @@ class Writer:
         self._live: deque[tuple[HeldDelivery, Effect]] = deque()
         """Outcomes, in order: those of live jobs wait for none of a batch, of which there are thousands."""
         self._batch: deque[tuple[HeldDelivery, Effect]] = deque()
-        self._firsts: deque[tuple[HeldDelivery, Frame]] = deque()
+        self._firsts: dict[str, tuple[HeldDelivery, list[Frame]]] = {}
+        """Per run that begins, its first frame and what came before that was sent: it is fenced as the first is."""
         self._frames: dict[str, list[tuple[HeldDelivery, Frame]]] = {}
         self._frame_bytes = 0
         self._wake = anyio.Event()
@@ -73,7 +74,9 @@ class Writer:
         """Write a frame after all earlier ones of its run."""
         self._frame_bytes += len(frame.data)
         if frame.seq == 0:
-            self._firsts.append((delivery, frame))
+            self._firsts[frame.run] = (delivery, [frame])
+        elif frame.run in self._firsts:
+            self._firsts[frame.run][1].append(frame)
         else:
             self._frames.setdefault(delivery.job.reply_to, []).append((delivery, frame))
         self._wake_up(urgent=frame.seq == 0 or self._frame_bytes > FRAME_BYTES)
@@ -122,15 +125,15 @@ class Writer:
         return bool(self._live or self._batch or self._firsts or self._frames)
 
     async def _write(self) -> None:
-        firsts, self._firsts = self._firsts, deque()
+        firsts, self._firsts = self._firsts, {}
         frames, self._frames = self._frames, {}
         self._frame_bytes = 0
         self._relief.set()
         self._relief = anyio.Event()
         now = self._clock.now()
         group = Group(self._consumer)
-        for delivery, frame in firsts:
-            group.first_frame(delivery, frame, delivery.job.deadline - now)
+        for delivery, begun in firsts.values():
+            group.first_frames(delivery, begun, delivery.job.deadline - now)
         entries = [entry for sent in frames.values() for entry in _entries(sent)]
         for sent in entries:
             group.frames(sent[0][0].job.reply_to, [frame for _, frame in sent])
@@ -145,7 +148,7 @@ class Writer:
         if failpoints.ARMED:
             await _reach("after_settle_sent", settled)
         marks = iter(answers)
-        for delivery, _ in firsts:
+        for delivery, _ in firsts.values():
             _heard([delivery], next(marks))
         for sent in entries:
             _heard([delivery for delivery, _ in sent], next(marks))
@@ -201,6 +204,8 @@ class Writer:
 
 def _entries(sent: list[tuple[HeldDelivery, Frame]]) -> Iterator[list[tuple[HeldDelivery, Frame]]]:
     """Yield the frames for one ingress process in entries of about 64 KB: its reader takes hundreds of them at once."""
+    # Of a run whose first was refused while these came, they would make its client see a gap, not the run that counts.
+    sent = [(delivery, frame) for delivery, frame in sent if delivery.end is not End.LOST]
     size = begin = 0
     for end, (_, frame) in enumerate(sent, start=1):
         size += len(frame.data)

@@ -54,9 +54,9 @@ class Group:
         self.size = 0
         self.count = 0
 
-    def first_frame(self, delivery: HeldDelivery, frame: Frame, ttl_ms: int) -> None:
-        """Add the frame that starts a run, fenced by the ownership of its delivery."""
-        job, source, data = delivery.job, delivery.source, encode([frame])
+    def first_frames(self, delivery: HeldDelivery, frames: Sequence[Frame], ttl_ms: int) -> None:
+        """Add the frames that start a run, fenced by the ownership of its delivery."""
+        job, source, data = delivery.job, delivery.source, encode(frames)
         self._add(
             "O",
             self.keys[keyspace.jobs(source.stage, source.lane)],

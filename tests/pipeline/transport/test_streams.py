@@ -182,6 +182,54 @@ async def test_a_redelivered_stream_that_sent_nothing_runs_and_its_mark_goes_wit
         assert await link.run(("EXISTS", keyspace.streamed(waiter.id))) == 0
 
 
+async def test_a_stream_that_a_hard_stop_interrupts_ends_at_once_and_is_never_run_again(url: str) -> None:
+    async def begin(delivery):
+        await delivery.send(b"data")
+        await anyio.sleep_forever()
+
+    config = settings(transport=quick(grace=0.2))
+    second = ScriptedStage(begin)
+    async with connected_client(url, config) as client, raw_link(url) as link:
+        async with running_worker(url, config, spec("dispatch", ScriptedStage(begin))):
+            waiter = await client.submit(job_for(client, stages_left=("dispatch",), stream=True), b"{}")
+            assert (await waiter.next()).data == b"data"
+        with anyio.fail_after(0.3):
+            answer = await waiter.next()
+        async with running_worker(url, config, spec("dispatch", second)):
+            waiter = await client.submit(job_for(client, stages_left=("dispatch",), stream=True), b"{}")
+            assert (await waiter.next()).data == b"data"
+        assert await link.run(("XLEN", keyspace.jobs("dispatch", "live"))) == 0
+    assert answer.reply.error.code == "worker_lost"
+    assert [delivery.job.id for delivery in second.seen] == [waiter.id]
+
+
+async def test_frames_of_a_run_whose_first_was_refused_reach_nobody(url: str) -> None:
+    refused = anyio.Event()
+
+    async def late(delivery):
+        if delivery.number > 1:
+            await delivery.send(b"right")
+            return Done()
+        await rival.age(delivery.source.entry, idle=0)
+        try:
+            await delivery.send(b"late")  # the second goes out with it, the others while it is on its way
+            while True:
+                await delivery.send(b"late")
+                await anyio.lowlevel.checkpoint()
+        finally:
+            refused.set()
+
+    async with connected_client(url, QUICK) as client, raw_link(url) as link:
+        rival = Rival(link, "dispatch")
+        async with running_worker(url, QUICK, spec("dispatch", ScriptedStage(late))):
+            waiter = await client.submit(job_for(client, stages_left=("dispatch",), stream=True), b"{}")
+            with anyio.fail_after(5):
+                await refused.wait()
+                await rival.age(*await rival.pending())
+                assert (await waiter.next()).data == b"right"
+                assert (await waiter.next()).reply.frames == 1
+
+
 async def test_a_client_that_reads_too_slowly_is_cancelled(url: str) -> None:
     ended = anyio.Event()
 
