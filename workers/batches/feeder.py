@@ -127,6 +127,7 @@ class Feeder:
         """Return the next job of a line, or why it cannot run any more: when it was validated it could."""
         request = self._reader.read(text)
         if isinstance(request, LineError):
+            line.custom_id = self._reader.custom_id(text)
             if self._transport.may_lag(self._request.config):
                 return ConfigMismatch("the line is wrong in this configuration, and right in another").fields("feed")
             return ErrorFields(status=400, type="invalid_request_error", code=request.code, message=request.message)

@@ -60,6 +60,7 @@ class Ledger:
         self._request = request
         self._parts: Parts | None = None
         self._saving = anyio.Lock()
+        self._writing = anyio.Lock()
         self.record = record
         self.done = done
         self.tally = Tally(record.progress)
@@ -95,10 +96,11 @@ class Ledger:
 
     async def write(self, *several: Outcomes) -> None:
         """Return when these outcomes are durable; only then their lines are done. Raises Superseded."""
-        await self.check()
-        for outcomes in several:
-            if outcomes.data:
-                await self._append(outcomes)
+        async with self._writing:  # a part has one writer: of two at a time one would overwrite the other's lines
+            await self.check()
+            for outcomes in several:
+                if outcomes.data:
+                    await self._append(outcomes)
 
     async def _append(self, outcomes: Outcomes) -> None:
         parts, data = self._parts, bytes(outcomes.data)

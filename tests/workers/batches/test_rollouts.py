@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from fakes.batches import CHAT, lines
 from fakes.configs import deployment
-from fakes.desks import answer, create, ended, keeping, make_desk, working
+from fakes.desks import answer, create, ended, keeping, make_desk, working, written
 from fakes.pipelines import ScriptedStage
 from fakes.servers import Server
 from fakes.waiting import wait_until
@@ -81,3 +81,16 @@ async def test_what_no_live_process_knows_is_wrong(server: Server, settings: Set
         state = await new_batch(make_desk(server, newer))
         record = (await ended(old, state.request.id)).record
     assert (record.status, record.errors[0].code) == ("failed", "model_not_found")
+
+
+async def test_a_line_that_is_wrong_since_it_was_validated_is_an_error_under_its_name(
+    server: Server, settings: Settings, newer: Settings
+) -> None:
+    old = make_desk(server, settings)
+    async with keeping(old):
+        await wait_until(lambda: old.transport.connected)
+        state = await new_batch(old)
+        owner = await old.store.claim(state)
+        await old.store.save(state.request.id, Record(owner=owner, status="in_progress", total=3))
+        record = (await ended(old, state.request.id)).record
+    assert {line["custom_id"] for line in await written(old, record.error_file_id)} == {"r0", "r1", "r2"}
