@@ -12,7 +12,7 @@ from ingress.endpoints.files import EXPIRY
 from ingress.exchange import Exchange, route
 from pipeline.errors import InvalidRequest
 from pipeline.intake import BATCHED
-from pipeline.stores.batch_records import BatchState, Record, Usage
+from pipeline.stores.batch_records import BatchOrder, BatchState, Record, Usage
 from pipeline.stores.files import Viewer
 
 WINDOW: Final = "24h"
@@ -63,16 +63,17 @@ async def create(exchange: Exchange) -> None:
         message = f"the input file has more than {most} bytes; split it, or raise max_batch_bytes"
         raise InvalidRequest(message, param="input_file_id")
     expires = wanted.output_expires_after
+    order = BatchOrder(
+        owner=key.name,
+        endpoint=wanted.endpoint,
+        input_file_id=wanted.input_file_id,
+        allowed_models=key.models,
+        metadata=wanted.metadata,
+        output_expires_after=None if expires is None else expires.seconds,
+        config=edge.settings.digest,
+    )
     async with edge.quota.place(key.name):
-        state = await edge.batches.create(
-            key.name,
-            wanted.endpoint,
-            wanted.input_file_id,
-            allowed_models=key.models,
-            metadata=wanted.metadata,
-            output_expires_after=None if expires is None else expires.seconds,
-            config=edge.settings.digest,
-        )
+        state = await edge.batches.create(order)
     await exchange.respond_json(shown(state, exchange.viewer))
 
 

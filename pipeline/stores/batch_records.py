@@ -18,26 +18,31 @@ T = TypeVar("T")
 log = logs.logger("batches")
 
 
-class BatchRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client asked for. The ingress writes it once; the results' file ids are chosen with it."""
+class BatchOrder(msgspec.Struct, frozen=True):
+    """What a client asks for, as the ingress hands it to the store."""
 
-    id: str
     owner: str
-    """Name of the key that made it; empty on a gateway without keys."""
-    allowed_models: tuple[str, ...] = ()
-    """Model names or wildcards the key may use; empty: all."""
+    """Name of the key that makes it; empty on a gateway without keys."""
     endpoint: str
     input_file_id: str
+    allowed_models: tuple[str, ...] = ()
+    """Model names or wildcards the key may use; empty: all."""
+    metadata: dict[str, str] | None = None
+    output_expires_after: int | None = None
+    """Seconds the output files are kept; None: for ever."""
+    config: str = ""
+    """Digest of the configuration it is made under."""
+
+
+class BatchRequest(BatchOrder, frozen=True, kw_only=True):
+    """A batch that was ordered. The ingress writes it once; the results' file ids are chosen with it."""
+
+    id: str
     output_file_id: str
     error_file_id: str
     created: float
     """Seconds since 1970."""
     expires: float
-    metadata: dict[str, str] | None = None
-    output_expires_after: int | None = None
-    """Seconds the output files are kept; None: for ever."""
-    config: str = ""
-    """Digest of the configuration it was made under."""
 
     @property
     def hex(self) -> str:

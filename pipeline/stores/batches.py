@@ -8,9 +8,12 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Final, NamedTuple
 
+import msgspec
+
 from pipeline import logs
 from pipeline.errors import NotFound
 from pipeline.stores.batch_records import (
+    BatchOrder,
     BatchRequest,
     BatchState,
     Record,
@@ -64,33 +67,16 @@ class BatchStore:
         self._seen: dict[str, tuple[int, int]] = {}
         """Claims and highest record of unfinished batches, as found the last time: they only grow."""
 
-    async def create(
-        self,
-        owner: str,
-        endpoint: str,
-        input_file_id: str,
-        *,
-        allowed_models: tuple[str, ...] = (),
-        window: float = WINDOW,
-        metadata: dict[str, str] | None = None,
-        output_expires_after: int | None = None,
-        config: str = "",
-    ) -> BatchState:
+    async def create(self, order: BatchOrder, *, window: float = WINDOW) -> BatchState:
         """Make a batch that has `window` seconds. Raises StorageFull."""
         now = self._now()
         request = BatchRequest(
+            **msgspec.structs.asdict(order),
             id=f"batch_{secrets.token_hex(16)}",
-            owner=owner,
-            allowed_models=allowed_models,
-            endpoint=endpoint,
-            input_file_id=input_file_id,
             output_file_id=new_file_id(),
             error_file_id=new_file_id(),
             created=now,
             expires=now + window,
-            metadata=metadata,
-            output_expires_after=output_expires_after,
-            config=config,
         )
         await self.blobs.create(f"{request.id}{REQUEST}", encode(request))
         return BatchState(request=request)

@@ -29,6 +29,7 @@ from fakes.waiting import wait_until
 from pipeline.errors import TransportError
 from pipeline.failpoints import VARIABLE
 from pipeline.settings import TransportSettings
+from pipeline.stores.batch_records import BatchOrder
 from pipeline.stores.batches import BatchStore
 from pipeline.stores.local import LocalBlobs
 from pipeline.transport import keyspace
@@ -228,7 +229,7 @@ class Arena:
     async def _short_batch(self, batch: Batch, seconds: float) -> dict[str, Any]:
         """Make a batch as the ingress would if OpenAI had windows of less than a day."""
         file = (await put(batch.client.http, contents(batch))).json()
-        state = await self._store.create("", CHAT, file["id"], window=seconds)
+        state = await self._store.create(BatchOrder("", CHAT, file["id"]), window=seconds)
         return await batch.client.get(state.request.id)
 
     @property

@@ -16,7 +16,7 @@ from pipeline.catalog import Catalog
 from pipeline.runner import Stop
 from pipeline.settings import Settings
 from pipeline.stage import Delivery, Done, Outcome
-from pipeline.stores.batch_records import BatchState
+from pipeline.stores.batch_records import BatchOrder, BatchState
 from pipeline.stores.batches import BatchStore
 from pipeline.stores.files import FileStore, Wanted
 from pipeline.stores.places import Places, open_places
@@ -64,7 +64,7 @@ async def create(desk: Desk, contents: bytes, owner: str = "") -> str:
     async with desk.files.receive(owner) as upload:
         await upload.write(contents)
         file = await upload.keep(Wanted("in.jsonl", "batch"))
-    return (await desk.store.create(owner, CHAT, file.file.id)).request.id
+    return (await desk.store.create(BatchOrder(owner, CHAT, file.file.id))).request.id
 
 
 async def ended(desk: Desk, batch_id: str) -> BatchState:

@@ -21,6 +21,7 @@ from fakes.waiting import wait_until
 
 from pipeline.operations import OPERATIONS, Operation
 from pipeline.startup import embedded_url
+from pipeline.stores.batch_records import BatchOrder
 from pipeline.stores.batches import BatchStore
 from pipeline.stores.local import LocalBlobs
 from pipeline.transport.connection import Link
@@ -275,7 +276,7 @@ async def test_a_batch_that_runs_out_of_time_expires_with_what_is_done(
         "/v1/files", data={"purpose": "batch"}, files={"file": ("in.jsonl", lines(LINES))}
     )).json()  # fmt: skip
     store = BatchStore(LocalBlobs(directory / ".promptmill" / "batches"))
-    state = await store.create("", CHAT, file["id"], window=2)
+    state = await store.create(BatchOrder("", CHAT, file["id"]), window=2)
     outcome = await client.end(state.request.id, timeout=15)
     outcome.check(IDS)
     assert outcome.batch["status"] == "expired"

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.errors import NotFound
 from pipeline.settings import FileSettings
+from pipeline.stores.batch_records import BatchOrder
 from pipeline.stores.batches import BatchStore
 from pipeline.stores.files import FileStore, Wanted, new_file_id
 from pipeline.stores.local import LocalBlobs
@@ -39,7 +40,7 @@ class Watched(LocalBlobs):
 async def test_s36_another_keys_batch_is_refused_with_the_work_of_one_that_does_not_exist(tmp_path: Path) -> None:
     blobs = Watched(tmp_path)
     store = BatchStore(blobs)
-    theirs = (await store.create("team", CHAT, new_file_id())).request.id
+    theirs = (await store.create(BatchOrder("team", CHAT, new_file_id()))).request.id
     await store.get(theirs, "team")  # whatever a process remembers of a batch, it knows now
     looks = []
     for batch_id in (theirs, theirs, "batch_" + "0" * 32):
@@ -68,7 +69,7 @@ async def test_s36_another_keys_file_is_refused_with_the_work_of_one_that_does_n
 
 async def test_s38_ids_of_batches_and_of_what_they_bring_are_of_128_bits_each(tmp_path: Path) -> None:
     store = BatchStore(LocalBlobs(tmp_path))
-    requests = [(await store.create("team", CHAT, new_file_id())).request for _ in range(8)]
+    requests = [(await store.create(BatchOrder("team", CHAT, new_file_id()))).request for _ in range(8)]
     ids = [found for r in requests for found in (r.id, r.output_file_id, r.error_file_id)]
     assert all(re.fullmatch(r"(batch_|file-)[0-9a-f]{32}", found) for found in ids)
     for place in range(0, 32, 8):

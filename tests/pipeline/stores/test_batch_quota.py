@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import TooManyBatches
 from pipeline.settings import BatchSettings
 from pipeline.stores.batch_quota import BatchQuota
-from pipeline.stores.batch_records import BatchState, Record
+from pipeline.stores.batch_records import BatchOrder, BatchState, Record
 from pipeline.stores.batches import BatchStore
 from pipeline.stores.local import LocalBlobs
 
@@ -27,7 +27,7 @@ class Desk:
 
     async def make(self, owner: str = "team") -> BatchState:
         async with self.quota.place(owner):
-            return await self.store.create(owner, "/v1/chat/completions", "file-x")
+            return await self.store.create(BatchOrder(owner, "/v1/chat/completions", "file-x"))
 
     async def refused(self, owner: str = "team") -> float:
         with pytest.raises(TooManyBatches) as raised:

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import NotFound
-from pipeline.stores.batch_records import BatchState, Record
+from pipeline.stores.batch_records import BatchOrder, BatchState, Record
 from pipeline.stores.batches import BatchStore, Stand
 from pipeline.stores.local import LocalBlobs
 
 pytestmark = pytest.mark.anyio
 
 CHAT = "/v1/chat/completions"
+ORDER = BatchOrder("a", CHAT, "file-1")
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ async def end(store: BatchStore, state: BatchState, status: str = "completed") -
 
 
 async def test_the_record_of_the_last_owner_that_wrote_one_counts(store: BatchStore) -> None:
-    state = await store.create("a", CHAT, "file-1")
+    state = await store.create(ORDER)
     for number in range(1, 4):
         state = await store.get(state.request.id, None)
         assert await store.claim(state) == number
@@ -45,7 +46,7 @@ async def test_the_record_of_the_last_owner_that_wrote_one_counts(store: BatchSt
 
 
 async def test_a_batch_is_cancelled_or_it_ends_whichever_comes_first(store: BatchStore) -> None:
-    one, other = await store.create("a", CHAT, "file-1"), await store.create("a", CHAT, "file-2")
+    one, other = [await store.create(ORDER) for _ in range(2)]
     assert (await store.cancel(one)).cancelled is not None
     assert not await store.close(one.request.id)
     assert await store.close(other.request.id)
@@ -57,7 +58,7 @@ async def test_a_batch_is_cancelled_or_it_ends_whichever_comes_first(store: Batc
 async def test_of_an_ended_batch_one_file_stays_which_says_all_that_was_known(
     store: BatchStore, tmp_path: Path
 ) -> None:
-    running, state = await store.create("a", CHAT, "file-1"), await store.create("b", CHAT, "file-2")
+    running, state = await store.create(ORDER), await store.create(BatchOrder("b", CHAT, "file-2"))
     state = await end(store, await store.cancel(state), "cancelled")
     await store.put_away(state)
     await store.put_away(state)
@@ -74,7 +75,7 @@ async def test_of_an_ended_batch_one_file_stays_which_says_all_that_was_known(
 
 
 async def test_a_batch_that_is_being_put_away_is_always_there(store: BatchStore, tmp_path: Path) -> None:
-    state = await end(store, await store.create("a", CHAT, "file-1"))
+    state = await end(store, await store.create(ORDER))
     before = {path: path.read_bytes() for path in files(tmp_path)}
     await store.put_away(state)
     for path in sorted(before, key=lambda path: "-request" in path.name):  # as if it had been stopped after each step
@@ -83,7 +84,7 @@ async def test_a_batch_that_is_being_put_away_is_always_there(store: BatchStore,
 
 
 async def test_an_owner_that_wakes_up_after_its_batch_was_put_away_is_none_any_more(store: BatchStore) -> None:
-    state = await end(store, await store.create("a", CHAT, "file-1"))
+    state = await end(store, await store.create(ORDER))
     assert not await store.superseded(state.request.id, 1)
     await store.put_away(state)
     assert await store.superseded(state.request.id, 1)
@@ -91,7 +92,7 @@ async def test_an_owner_that_wakes_up_after_its_batch_was_put_away_is_none_any_m
 
 
 async def test_ended_batches_are_forgotten_in_time_and_rests_of_any_at_once(store: BatchStore, tmp_path: Path) -> None:
-    old, new = [await end(store, await store.create("a", CHAT, "file-1")) for _ in range(2)]
+    old, new = [await end(store, await store.create(ORDER)) for _ in range(2)]
     await store.put_away(old)
     await store.put_away(new)
     (rest := tmp_path / f"{old.request.id}-record-7").write_bytes(b"")
@@ -105,7 +106,7 @@ async def test_ended_batches_are_forgotten_in_time_and_rests_of_any_at_once(stor
 
 
 async def test_a_batch_whose_files_are_damaged_leaves_the_others_alone(store: BatchStore, tmp_path: Path) -> None:
-    damaged, other = [await store.create("a", CHAT, "file-1") for _ in range(2)]
+    damaged, other = [await store.create(ORDER) for _ in range(2)]
     (tmp_path / f"{damaged.request.id}-request").write_bytes(b"\x00")
     assert [heading.id for heading in await store.live()] == [other.request.id]
     assert await store.states([damaged.request.id]) == []
@@ -114,7 +115,7 @@ async def test_a_batch_whose_files_are_damaged_leaves_the_others_alone(store: Ba
 async def test_a_batch_that_ends_while_batches_are_listed_is_listed_and_counted(
     store: BatchStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    states = [await end(store, await store.create("a", CHAT, "file-1")) for _ in range(2)]
+    states = [await end(store, await store.create(ORDER)) for _ in range(2)]
     list_names, ending = LocalBlobs.names, list(states)
 
     async def names(blobs: LocalBlobs, prefix: str = "", *, idle: float = 0) -> list[str]:
@@ -135,7 +136,7 @@ async def test_a_batch_that_ends_while_batches_are_listed_is_listed_and_counted(
 async def test_what_is_damaged_or_no_batch_among_the_ended_ones_leaves_the_others_alone(
     store: BatchStore, tmp_path: Path
 ) -> None:
-    damaged, other = [await end(store, await store.create("a", CHAT, "file-1")) for _ in range(2)]
+    damaged, other = [await end(store, await store.create(ORDER)) for _ in range(2)]
     for state in (damaged, other):
         await store.put_away(state)
     (tmp_path / "ended" / damaged.request.id).write_bytes(b"{")
@@ -151,7 +152,7 @@ async def test_what_is_damaged_or_no_batch_among_the_ended_ones_leaves_the_other
 
 
 async def test_pages_follow_one_another_through_running_and_ended_batches(store: BatchStore) -> None:
-    states = [await store.create(owner, CHAT, "file-1") for owner in "abaabba"]
+    states = [await store.create(BatchOrder(owner, CHAT, "file-1")) for owner in "abaabba"]
     for number in (0, 3, 4):
         states[number] = await end(store, states[number])
         await store.put_away(states[number])
@@ -184,7 +185,7 @@ class Counted(LocalBlobs):
 
 async def test_what_does_not_change_of_ended_batches_is_read_once(store: BatchStore, tmp_path: Path) -> None:
     for _ in range(12):
-        await store.put_away(await end(store, await store.create("a", CHAT, "file-1")))
+        await store.put_away(await end(store, await store.create(ORDER)))
     other = BatchStore(Counted(tmp_path))
     assert len(await other.made("a", 0)) == 12
     before = Counted.total
@@ -195,7 +196,7 @@ async def test_what_does_not_change_of_ended_batches_is_read_once(store: BatchSt
 
 
 async def test_a_batch_with_many_owners_costs_a_few_reads_for_each(store: BatchStore, tmp_path: Path) -> None:
-    state = await store.create("a", CHAT, "file-1")
+    state = await store.create(ORDER)
     for number in range(40):
         state = await store.get(state.request.id, None)
         assert await store.claim(state) == number + 1

@@ -13,6 +13,7 @@ from fakes.waiting import wait_until
 
 from pipeline.settings import BatchSettings, Settings
 from pipeline.stage import Delivery, Outcome
+from pipeline.stores.batch_records import BatchOrder
 from pipeline.stores.batches import WINDOW
 from pipeline.stores.headings import Heading
 from workers.batches import keeper
@@ -47,7 +48,7 @@ async def test_what_is_over_waits_for_no_place_and_another_key_gets_one(
         assert await owners(third) == [0]
 
         state = await desk.store.cancel(await desk.store.get(third, None))
-        late = await desk.store.create("a", CHAT, state.request.input_file_id, window=0)
+        late = await desk.store.create(BatchOrder("a", CHAT, state.request.input_file_id), window=0)
         assert (await ended(desk, third)).record.status == "cancelled"
         assert (await ended(desk, late.request.id)).record.status == "expired"
         assert (await ended(desk, await create(desk, lines(3), "b"))).record.completed == 3
@@ -66,7 +67,7 @@ async def test_the_window_is_shared_by_keys_and_then_by_batches(server: Server, 
 
 async def test_a_batch_that_nobody_can_read_rests(server: Server, settings: Settings) -> None:
     desk = make_desk(server, settings)
-    state = await desk.store.create("", CHAT, "file-x")
+    state = await desk.store.create(BatchOrder("", CHAT, "file-x"))
     await desk.store.claim(state)
     await desk.store.blobs.create(f"{state.request.id}-record-1", b"\0")
     keeping = Keeper(desk)

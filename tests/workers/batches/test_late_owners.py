@@ -14,7 +14,7 @@ from fakes.waiting import wait_until
 
 from pipeline.job import Reply
 from pipeline.settings import Settings
-from pipeline.stores.batch_records import Record
+from pipeline.stores.batch_records import BatchOrder, Record
 from pipeline.stores.batches import BatchStore
 from workers.batches.answers import answered
 from workers.batches.parts import RESULTS, open_parts
@@ -55,7 +55,7 @@ async def test_who_wakes_up_after_a_later_owner_ended_the_batch_changes_nothing(
 async def test_a_batch_whose_lines_are_all_done_does_not_expire(server: Server, settings: Settings) -> None:
     desk = make_desk(server, settings)
     file_id = (await desk.store.get(await create(desk, lines(1)), None)).request.input_file_id
-    state = await desk.store.create("", CHAT, file_id, window=0)
+    state = await desk.store.create(BatchOrder("", CHAT, file_id), window=0)
     batch, hexed = state.request.id, state.request.hex
     async with open_parts(desk.store.blobs, batch, await desk.store.claim(state), ()) as parts:
         await parts.append(RESULTS, answered(hexed, 1, "r0", Reply(id="x"), b"{}"))

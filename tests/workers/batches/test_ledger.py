@@ -9,7 +9,7 @@ import pytest
 from fakes.batches import CHAT
 
 from pipeline.errors import DeadlineExceeded
-from pipeline.stores.batch_records import BatchState, Record
+from pipeline.stores.batch_records import BatchOrder, BatchState, Record
 from pipeline.stores.batches import BatchStore
 from pipeline.stores.local import LocalBlobs
 from workers.batches import answers
@@ -25,7 +25,7 @@ def store(tmp_path: Path) -> BatchStore:
 
 
 async def owned(store: BatchStore) -> tuple[BatchState, Ledger]:
-    state = await store.create("", CHAT, "file-1")
+    state = await store.create(BatchOrder("", CHAT, "file-1"))
     return state, Ledger(store, state.request, Record(owner=await store.claim(state)), Done())
 
 

@@ -15,7 +15,7 @@ from fakes.servers import Server
 from fakes.waiting import wait_until
 
 from pipeline.settings import Settings
-from pipeline.stores.batch_records import BatchState, Record
+from pipeline.stores.batch_records import BatchOrder, BatchState, Record
 from workers.batches.run import Desk
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -39,7 +39,7 @@ async def new_batch(desk: Desk) -> BatchState:
     """Return a batch that nobody works at yet, made by an ingress of the new configuration."""
     state = await desk.store.get(await create(desk, lines(3, model="new-model")), None)
     await desk.store.put_away(state)
-    return await desk.store.create("", CHAT, state.request.input_file_id, config="new")
+    return await desk.store.create(BatchOrder("", CHAT, state.request.input_file_id, config="new"))
 
 
 async def test_a_batch_is_not_failed_by_who_lags_behind(server: Server, settings: Settings, newer: Settings) -> None:

@@ -21,7 +21,7 @@ from pipeline.job import BATCH, Facts
 from pipeline.settings import BatchSettings, Settings
 from pipeline.stage import Delivery, Done, Fail, Outcome
 from pipeline.stores.batch_progress import Latency
-from pipeline.stores.batch_records import Record
+from pipeline.stores.batch_records import BatchOrder, Record
 from pipeline.stores.batches import WINDOW
 from pipeline.stores.local import LocalBlobs
 from pipeline.transport import keyspace
@@ -282,7 +282,7 @@ async def test_a_batch_that_loses_its_input_keeps_what_is_done(server: Server, s
 
 async def test_of_a_batch_whose_owner_died_at_its_end_nothing_is_left(server: Server, settings: Settings) -> None:
     desk = make_desk(server, settings)
-    state = await desk.store.create("", "/v1/chat/completions", "file-x")
+    state = await desk.store.create(BatchOrder("", "/v1/chat/completions", "file-x"))
     assert await desk.store.claim(state) == 1
     async with open_parts(desk.store.blobs, state.request.id, 1, ()):
         await desk.store.save(state.request.id, Record(owner=1, status="completed"))
