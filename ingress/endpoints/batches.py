@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Final
-from urllib.parse import parse_qsl
 
 import msgspec
 
 from ingress.body import announced_size, read_body
 from ingress.endpoints.files import EXPIRY
 from ingress.exchange import Exchange, route
+from ingress.queries import query_of, whole_number
 from pipeline.errors import InvalidRequest
 from pipeline.intake import BATCHED
 from pipeline.stores.batch_records import BatchOrder, BatchState, Record, Usage
@@ -89,12 +89,10 @@ async def cancel(exchange: Exchange) -> None:
 
 
 async def list_batches(exchange: Exchange) -> None:
-    """Answer with a page of batches, newest first."""
-    query = dict(parse_qsl(exchange.scope["query_string"].decode("latin-1"))[:32])
-    limit = query.get("limit", str(LISTED))
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= MOST_LISTED):
-        raise InvalidRequest(f"`limit` must be a whole number from 1 to {MOST_LISTED}", param="limit")
-    states, more = await exchange.edge.batches.page(exchange.viewer, query.get("after"), int(limit))
+    """Answer with a page of batches, newest first. Raises InvalidRequest and NotFound."""
+    query = query_of(exchange)
+    limit = whole_number("limit", query.get("limit", str(LISTED)), range(1, MOST_LISTED + 1))
+    states, more = await exchange.edge.batches.page(exchange.viewer, query.get("after"), limit)
     first, last = (states[0].request.id, states[-1].request.id) if states else (None, None)
     data = [shown(state, exchange.viewer) for state in states]
     await exchange.respond_json({"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more})

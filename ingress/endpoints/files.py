@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from typing import Final
-from urllib.parse import parse_qsl, quote
+from urllib.parse import quote
 
 from ingress.body import declared_length
 from ingress.exchange import Exchange, route
 from ingress.multipart import Form
+from ingress.queries import query_of, whole_number
 from ingress.transfer import receive, send, transfer, wanted_range
 from ingress.validate import UploadCheck, validation
 from pipeline import metrics
@@ -150,29 +151,20 @@ def _wanted(form: Form) -> Wanted:
         return Wanted(form.filename or "", purpose)
     if anchor != "created_at":
         raise InvalidRequest("`expires_after[anchor]` must be `created_at`", param="expires_after[anchor]")
-    return Wanted(form.filename or "", purpose, _number("expires_after[seconds]", seconds or "", EXPIRY))
+    return Wanted(form.filename or "", purpose, whole_number("expires_after[seconds]", seconds or "", EXPIRY))
 
 
 def _listing(exchange: Exchange) -> Listing:
-    try:
-        query = dict(parse_qsl(exchange.scope["query_string"].decode("latin-1"), max_num_fields=32))
-    except ValueError:
-        raise InvalidRequest("the query has more than 32 parameters") from None
+    query = query_of(exchange)
     order = query.get("order", "desc")
     if order not in ("asc", "desc"):
         raise InvalidRequest("`order` must be asc or desc", param="order")
     return Listing(
         purpose=query.get("purpose"),
-        limit=_number("limit", query.get("limit", str(MOST_LISTED)), range(1, MOST_LISTED + 1)),
+        limit=whole_number("limit", query.get("limit", str(MOST_LISTED)), range(1, MOST_LISTED + 1)),
         newest_first=order == "desc",
         after=query.get("after"),
     )
-
-
-def _number(name: str, text: str, allowed: range) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) in allowed):
-        raise InvalidRequest(f"`{name}` must be a whole number from {allowed[0]} to {allowed[-1]}", param=name)
-    return int(text)
 
 
 def _disposition(filename: str) -> bytes:

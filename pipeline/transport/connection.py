@@ -67,10 +67,13 @@ CANCEL: Final = Script("cancel")
 STORE: Final = Script("store")
 PREPARE: Final = Script("prepare")
 FIND: Final = Script("find")
+LEASE: Final = Script("lease")
 _SCRIPTS: Final = {
     script.sha: script
-    for script in (ADMIT, WRITE, CLAIM, RENEW, RELEASE, MOVE, LISTEN, RETIRE, REGISTER, CANCEL, STORE, PREPARE, FIND)
-}
+    for script in (
+        ADMIT, WRITE, CLAIM, RENEW, RELEASE, MOVE, LISTEN, RETIRE, REGISTER, CANCEL, STORE, PREPARE, FIND, LEASE
+    )
+}  # fmt: skip
 
 
 class Link:

@@ -20,7 +20,7 @@ from pipeline.transport.bodies import Bodies
 from pipeline.transport.cancels import cancellation
 from pipeline.transport.client import STAGES
 from pipeline.transport.clock import ServerClock
-from pipeline.transport.connection import FIND, LISTEN, Backoff, Command, Link
+from pipeline.transport.connection import FIND, LEASE, LISTEN, Backoff, Command, Link
 from pipeline.transport.registry import BEAT, Registry, consumer_name, this_process
 
 BLOCK: Final = 0.5
@@ -63,7 +63,7 @@ class LineStream:
         """See that the stream lives on; return whether it had to be made. Raises TransportUnavailable."""
         made = bool(await self._link.run(LISTEN([self._key], keyspace.LINES_TTL_MS)))
         if made:
-            self._last = "0-0"  # its ids may be lower than those of the one that was lost
+            self._last = self._concluded = "0-0"  # its ids may be lower than those of the one that was lost
         return made
 
     def has_concluded(self, answer: str) -> bool:
@@ -214,7 +214,7 @@ class FeedTransport:
             return  # it runs out
 
     def _take(self, batch: str) -> Command:
-        return ("SET", keyspace.lease(batch), self.consumer, "NX", "PX", self._lease_ms)
+        return LEASE([keyspace.lease(batch)], self.consumer, self._lease_ms)
 
     async def _renew(self) -> None:
         """Renew the leases. Who lost one finds it out from the batch's files. Raises TransportUnavailable."""

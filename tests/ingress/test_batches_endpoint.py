@@ -121,7 +121,8 @@ async def test_lists_are_newest_first_and_page_by_page(client: httpx2.AsyncClien
     rest = (await client.get(f"/v1/batches?limit=3&after={ids[2]}")).json()
     assert [batch["id"] for batch in rest["data"]] == ids[3:]
     assert rest["has_more"] is False
-    for query in ("limit=0", "limit=101", "limit=x"):
+    many = "&".join(f"a{number}=1" for number in range(33))
+    for query in ("limit=0", "limit=101", "limit=x", "limit=0000000019999", "limit=000000001" + "9" * 5000, many):
         assert (await client.get(f"/v1/batches?{query}")).status_code == 400
     assert (await client.get("/v1/batches?after=batch_none")).status_code == 404
 

@@ -178,3 +178,13 @@ async def test_a_lease_is_renewed_for_as_long_as_its_holder_lives(url: str, sett
         await wait_until(renewed)
         await link.run(("FLUSHALL",))
         await wait_until(renewed)
+
+
+async def test_a_lease_can_be_taken_in_a_full_server(url: str, settings: Settings) -> None:
+    async with feeding_to(url, settings) as transport, raw_link(url) as link:
+        (_, before) = await link.run(("CONFIG", "GET", "maxmemory"))
+        await link.run(("CONFIG", "SET", "maxmemory", 1))
+        try:
+            assert await transport.lease("b")
+        finally:
+            await link.run(("CONFIG", "SET", "maxmemory", before))
