@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final, Protocol
 
-from benchmarks.rig import COMPLETION
+from benchmarks import rig, upstreams
 
-ANSWER: Final = json.dumps(COMPLETION).encode()
-OK: Final = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(ANSWER), ANSWER)
+OK: Final = upstreams.http(rig.COMPLETION)
 REFUSED: Final = b"HTTP/1.1 429 Too Many\r\nretry-after: %d\r\ncontent-length: 2\r\n\r\n{}"
 
 
@@ -79,38 +78,23 @@ class Bucket:
         return 0
 
 
-LIMITERS: Final = {"window": Window, "log": Log, "bucket": Bucket}
+LIMITERS: Final[dict[str, Callable[[int], Limiter]]] = {"window": Window, "log": Log, "bucket": Bucket}
 
 
-class Server(asyncio.Protocol):
-    """One connection, with one call at a time on it; `GET` tells what was accepted and refused so far."""
+class Server(upstreams.Wire):
+    """One connection; `GET` tells what was accepted and refused so far."""
 
     counts: Final = [0, 0]
 
     def __init__(self, limiter: Limiter, latency: float) -> None:
         self._limiter = limiter
         self._latency = latency
-        self._received = b""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the way out."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        """Answer once a call is complete."""
-        self._received += data
-        head, found, body = self._received.partition(b"\r\n\r\n")
-        if not found:
+    def take(self, call: bytes) -> None:
+        """Answer, or refuse."""
+        if call.startswith(b"GET"):
+            self._transport.write(upstreams.http(self.counts))
             return
-        if head.startswith(b"GET"):
-            self._received = b""
-            told = json.dumps(self.counts).encode()
-            self._transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(told), told))
-            return
-        if len(body) < int(head.lower().partition(b"content-length: ")[2].split()[0]):
-            return
-        self._received = b""
         seconds = self._limiter.ask(time.time())
         self.counts[bool(seconds)] += 1
         if seconds:
@@ -121,21 +105,19 @@ class Server(asyncio.Protocol):
             self._transport.write(OK)
 
 
-async def serve(port: int, limiter: Limiter, latency: float) -> None:
+async def serve(limiter: Limiter, latency: float) -> None:
     """Serve until the process ends."""
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Server(limiter, latency), "127.0.0.1", port, backlog=4096)
+    server = await upstreams.listen(lambda: Server(limiter, latency))
     await server.serve_forever()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--kind", choices=sorted(LIMITERS), default="window")
     parser.add_argument("--rpm", type=int, required=True)
     parser.add_argument("--latency", type=float, default=0.0)
     options = parser.parse_args()
-    asyncio.run(serve(options.port, LIMITERS[options.kind](options.rpm), options.latency))
+    asyncio.run(serve(LIMITERS[options.kind](options.rpm), options.latency))
 
 
 if __name__ == "__main__":

@@ -6,15 +6,14 @@ import argparse
 import asyncio
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import measure, rig
+import anyio
+
+from benchmarks import measure, rig, upstreams
 from benchmarks.openloop import Clients, Result
 
 LATENCY: Final = 0.05
@@ -28,38 +27,18 @@ SLOW: Final = 10 * LATENCY
 """An answer that took longer is not back to normal."""
 
 
-class Upstream(asyncio.Protocol):
+class Upstream(upstreams.Wire):
     """Answers every request after `LATENCY`."""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the way out."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        """Answer; a request this small comes in one piece."""
-        body = json.dumps(rig.COMPLETION).encode()
-        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
-        asyncio.get_running_loop().call_later(LATENCY, self._transport.write, head + body)
+    def take(self, call: bytes) -> None:
+        """Answer."""
+        asyncio.get_running_loop().call_later(LATENCY, self._transport.write, upstreams.http(rig.COMPLETION))
 
 
 async def serve_upstream() -> None:
-    """Serve until the process is ended; says its port on standard output."""
-    server = await asyncio.get_running_loop().create_server(Upstream, "127.0.0.1", 0)
-    print(server.sockets[0].getsockname()[1], flush=True)
+    """Serve until the process is ended."""
+    server = await upstreams.listen(Upstream)
     await server.serve_forever()
-
-
-@contextmanager
-def upstream() -> Iterator[str]:
-    """Run the upstream in a process of its own and yield its URL."""
-    command = [sys.executable, "-m", "benchmarks.overload", "--upstream"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        finally:
-            process.terminate()
 
 
 class Phases:
@@ -77,10 +56,11 @@ class Phases:
         loop, seconds = asyncio.get_running_loop(), self._options.seconds
         await clients.saturate(2 * SLOTS, 1)
         peak = _goodput(await self._measured(clients, clients.saturate(2 * SLOTS, min(10.0, seconds / 2))))
-        sampling = asyncio.create_task(self._sample())
-        begin = loop.time()
-        overload = await self._measured(clients, clients.offer(3 * peak, seconds))
-        sampling.cancel()
+        async with anyio.create_task_group() as beside:
+            beside.start_soon(self._sample)
+            begin = loop.time()
+            overload = await self._measured(clients, clients.offer(3 * peak, seconds))
+            beside.cancel_scope.cancel()
         end = begin + seconds
         after = await self._measured(clients, clients.offer(peak / 2, self._options.after))
         clients.close()
@@ -139,7 +119,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     settings = f"promptmill_settings: {{dispatch_slots: {SLOTS}, max_backlog: {options.backlog}}}\n"
     with (
         tempfile.TemporaryDirectory(prefix="promptmill-overload-") as name,
-        upstream() as url,
+        upstreams.running("overload", "--upstream") as url,
         rig.gateway(Path(name), url, settings) as gateway,
     ):
         return asyncio.run(Phases(gateway, options).run())

@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx2
 
-from benchmarks import limited, rig
+from benchmarks import limited, rig, upstreams
 from benchmarks.batches import CHAT, write_input
 
 
-@contextmanager
-def upstream(directory: Path, options: argparse.Namespace) -> Iterator[str]:
+def limited_upstream(options: argparse.Namespace) -> AbstractContextManager[str]:
     """Run the limited upstream and yield its URL."""
-    port = rig.free_port()
-    command = [sys.executable, "-m", "benchmarks.limited", "--port", str(port), "--kind", options.kind]
-    command += ["--rpm", str(options.rpm), "--latency", str(options.latency)]
-    with rig.process(command, directory, PYTHONPATH=str(Path(__file__).parents[1])):
-        url = f"http://127.0.0.1:{port}"
-        rig.wait_for(url)
-        yield url
+    facts = ("--kind", options.kind, "--rpm", options.rpm, "--latency", options.latency)
+    return upstreams.running("limited", *facts)
 
 
 def counts(url: str) -> tuple[int, int]:
@@ -58,7 +50,7 @@ def main() -> None:
         path = directory / "in.jsonl"
         write_input(path, options.rpm * (options.minutes + 2), "gpt-4", "")
         scale = ("--scale", f"dispatch={options.dispatch}")
-        with upstream(directory, options) as url, rig.gateway(directory, url, "", *scale) as gateway:
+        with limited_upstream(options) as url, rig.gateway(directory, url, "", *scale) as gateway:
             with httpx2.Client(base_url=gateway.url, timeout=120) as http:
                 create(http, path)
             while not sum(counts(url)):

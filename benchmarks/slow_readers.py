@@ -8,16 +8,14 @@ import contextlib
 import json
 import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import measure, rig, streams
+import anyio
+
+from benchmarks import measure, rig, streams, upstreams
 
 FLOOD: Final = b"data: " + json.dumps({"choices": [{"delta": {"content": "x" * 16_000}}]}).encode() + b"\n\n"
 HEALTHY: Final = 10.0
@@ -27,26 +25,20 @@ ALONE: Final = 3.0
 """Seconds for which that stream is measured without the others."""
 
 
-class Upstream(asyncio.Protocol):
+class Upstream(upstreams.Wire):
     """Answers a request with a flood, or with events that say when they were sent; counts who leaves."""
 
     left = 0
     rate = 4.0
+    _flood = _waiting = False
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the way out."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._waiting = False
-
-    def data_received(self, data: bytes) -> None:
-        """Begin; a request this small comes in one piece. `GET` asks how many floods were left."""
-        if data.startswith(b"GET"):
-            said = b"%d" % Upstream.left
-            self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said))
+    def take(self, call: bytes) -> None:
+        """Begin. `GET` asks how many floods were left."""
+        if call.startswith(b"GET"):
+            self._transport.write(upstreams.http(Upstream.left))
             return
         self._transport.write(streams.HEAD)
-        self._flood = b"flood" in data
+        self._flood = b"flood" in call
         self._send()
 
     def pause_writing(self) -> None:
@@ -67,28 +59,14 @@ class Upstream(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """The gateway ended the call."""
-        if getattr(self, "_flood", False):
-            Upstream.left += 1
+        Upstream.left += self._flood
 
 
 async def serve_upstream(rate: float) -> None:
-    """Serve until the process is ended; says its port on standard output."""
+    """Serve until the process is ended."""
     Upstream.rate = rate
-    server = await asyncio.get_running_loop().create_server(Upstream, "127.0.0.1", 0, backlog=1024)
-    print(server.sockets[0].getsockname()[1], flush=True)
+    server = await upstreams.listen(Upstream)
     await server.serve_forever()
-
-
-@contextmanager
-def upstream(rate: float) -> Iterator[int]:
-    """Run the upstream in a process of its own and yield its port."""
-    command = [sys.executable, "-m", "benchmarks.slow_readers", "--upstream", "--rate", str(rate)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield int(process.stdout.readline())
-        finally:
-            process.terminate()
 
 
 def request(content: str) -> bytes:
@@ -138,22 +116,20 @@ async def follow(gateway: rig.Gateway, upstream_port: int, options: argparse.Nam
     (ingress,) = measure.processes(gateway.pid)["ingress"]
     alone: list[float] = []
     beside: list[float] = []
-    healthy = asyncio.create_task(read_well(port, alone))
-    await asyncio.sleep(ALONE)
-    healthy.cancel()
-    healthy = asyncio.create_task(read_well(port, beside))
-    before, most = measure.rss_bytes(ingress), 0
-    begin = time.monotonic()
-    slow = [asyncio.create_task(read_slowly(port)) for _ in range(options.clients)]
-    cancelled = 0.0
-    while time.monotonic() < begin + options.seconds:
-        await asyncio.sleep(0.2)
-        most = max(most, measure.rss_bytes(ingress))
-        if not cancelled and await left(upstream_port) == options.clients:
-            cancelled = time.monotonic() - begin
-    for task in (*slow, healthy):
-        task.cancel()
-    await asyncio.gather(*slow, healthy, return_exceptions=True)
+    with anyio.move_on_after(ALONE):
+        await read_well(port, alone)
+    async with anyio.create_task_group() as clients:
+        clients.start_soon(read_well, port, beside)
+        before, most = measure.rss_bytes(ingress), 0
+        begin, cancelled = time.monotonic(), 0.0
+        for _ in range(options.clients):
+            clients.start_soon(read_slowly, port)
+        while time.monotonic() < begin + options.seconds:
+            await asyncio.sleep(0.2)
+            most = max(most, measure.rss_bytes(ingress))
+            if not cancelled and await left(upstream_port) == options.clients:
+                cancelled = time.monotonic() - begin
+        clients.cancel_scope.cancel()
     return {
         "clients": options.clients,
         "calls_cancelled_after": cancelled,
@@ -175,10 +151,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     settings = f"promptmill_settings: {{max_unread_bytes: {options.unread}}}\n"
     with (
         tempfile.TemporaryDirectory(prefix="promptmill-slow-") as name,
-        upstream(options.rate) as port,
-        rig.gateway(Path(name), f"http://127.0.0.1:{port}", settings) as gateway,
+        upstreams.running("slow_readers", "--upstream", "--rate", options.rate) as url,
+        rig.gateway(Path(name), url, settings) as gateway,
     ):
-        return asyncio.run(follow(gateway, port, options))
+        return asyncio.run(follow(gateway, int(url.rpartition(":")[2]), options))
 
 
 def main() -> int:

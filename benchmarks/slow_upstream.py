@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Final
+from contextlib import AbstractContextManager
+from typing import Final
 
 import msgspec
 
-from benchmarks import rig
+from benchmarks import rig, upstreams
 
 TICK: Final = 0.01
 """Seconds between two looks at which answers are due: a timer a call would cost more."""
@@ -32,15 +29,15 @@ class Upstream:
 
     def __init__(self, latency: float) -> None:
         self._latency = latency
-        self._answer = _http(rig.COMPLETION)
+        self._answer = upstreams.http(rig.COMPLETION)
         self._waiting: deque[tuple[float, asyncio.Transport]] = deque()
         self.seen = Seen()
 
     def take(self, data: bytes, transport: asyncio.Transport) -> None:
-        """Take a call, all of it: one this small comes in one piece."""
+        """Take a call."""
         if data.startswith(b"GET"):
             self.seen.in_flight = len(self._waiting)
-            transport.write(_http(msgspec.to_builtins(self.seen)))
+            transport.write(upstreams.http(msgspec.to_builtins(self.seen)))
             return
         self._waiting.append((asyncio.get_running_loop().time() + self._latency, transport))
         self.seen.most = max(self.seen.most, len(self._waiting))
@@ -55,46 +52,27 @@ class Upstream:
                 self.seen.answered += 1
 
 
-class Wire(asyncio.Protocol):
+class Wire(upstreams.Wire):
     """One connection to the upstream."""
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the way out."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
     def data_received(self, data: bytes) -> None:
-        """Hand a call on."""
+        """Hand a call on, unread: one this small comes in one piece."""
         self._upstream.take(data, self._transport)
 
 
-def _http(said: dict[str, Any]) -> bytes:
-    body = json.dumps(said).encode()
-    return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
-
-
 async def serve(latency: float) -> None:
-    """Serve until the process is ended; says its port on standard output."""
+    """Serve until the process is ended."""
     upstream = Upstream(latency)
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Wire(upstream), "127.0.0.1", 0, backlog=4096)
-    print(server.sockets[0].getsockname()[1], flush=True)
+    await upstreams.listen(lambda: Wire(upstream))
     await upstream.answer()
 
 
-@contextmanager
-def slow_upstream(latency: float) -> Iterator[str]:
-    """Run the upstream and yield its URL."""
-    command = [sys.executable, "-m", "benchmarks.slow_upstream", str(latency)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        finally:
-            process.terminate()
+def slow_upstream(latency: float) -> AbstractContextManager[str]:
+    """Run the upstream in a process of its own, and yield its URL."""
+    return upstreams.running("slow_upstream", latency)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,12 @@ import random
 import re
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import measure, rig
+from benchmarks import measure, rig, upstreams
 
 REQUEST: Final = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s"
 BODY: Final = json.dumps({"model": "gpt-4", "stream": True, "messages": [{"role": "user", "content": "hi"}]}).encode()
@@ -33,32 +29,21 @@ RAMP: Final = 2.0
 """Seconds over which the streams are opened."""
 
 
-class Upstream(asyncio.Protocol):
+class Upstream(upstreams.Wire):
     """Answers every request with events at a steady rate; each says when it was sent."""
 
     def __init__(self, rate: float, seconds: float) -> None:
         self._pause = 1 / rate
         self._count = round(rate * seconds)
         self._left = 0
-        self._received = b""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the way out."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        """Begin once the request is complete."""
-        self._received += data
-        head, found, body = self._received.partition(b"\r\n\r\n")
-        length = re.search(rb"(?i)content-length: *(\d+)", head)
-        if found and length is not None and len(body) >= int(length[1]):
-            self._received = b""
-            self._left = self._count
-            self._transport.write(HEAD)
-            phase = random.random() * self._pause
-            self._next = asyncio.get_running_loop().time() + phase
-            asyncio.get_running_loop().call_at(self._next, self._send)
+    def take(self, call: bytes) -> None:
+        """Begin."""
+        self._left = self._count
+        self._transport.write(HEAD)
+        phase = random.random() * self._pause
+        self._next = asyncio.get_running_loop().time() + phase
+        asyncio.get_running_loop().call_at(self._next, self._send)
 
     def _send(self) -> None:
         if self._transport.is_closing():
@@ -104,10 +89,8 @@ class Client(asyncio.Protocol):
 
 
 async def serve_upstream(rate: float, seconds: float) -> None:
-    """Serve until the process is ended; says its port on standard output."""
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Upstream(rate, seconds), "127.0.0.1", 0, backlog=4096)
-    print(server.sockets[0].getsockname()[1], flush=True)
+    """Serve until the process is ended."""
+    server = await upstreams.listen(lambda: Upstream(rate, seconds))
     await server.serve_forever()
 
 
@@ -124,24 +107,11 @@ async def read_streams(port: int, count: int) -> list[Client]:
     return clients
 
 
-@contextmanager
-def upstream(options: argparse.Namespace) -> Iterator[str]:
-    """Run the upstream in a process of its own and yield its URL."""
-    command = [sys.executable, "-m", "benchmarks.streams", "--upstream"]
-    command += ["--rate", str(options.rate), "--seconds", str(options.seconds)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        finally:
-            process.terminate()
-
-
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the benchmark and return its figures: milliseconds, megabytes, and CPU in microseconds an event."""
     with (
         tempfile.TemporaryDirectory(prefix="promptmill-streams-") as name,
-        upstream(options) as url,
+        upstreams.running("streams", "--upstream", "--rate", options.rate, "--seconds", options.seconds) as url,
         rig.gateway(Path(name), url) as gateway,
     ):
         found = measure.processes(gateway.pid)

@@ -47,6 +47,16 @@ def _which(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
+def _several(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what the commands for several dead letters have in common: which, all of them, --json."""
+    everything = click.option(
+        "--all", "everything", is_flag=True, help="All of them, or all that --stage and --reason choose."
+    )
+    as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+    ids = click.argument("ids", nargs=-1)
+    return ids(_where(_which(everything(as_json(click.pass_context(function))))))
+
+
 def _redis(context: click.Context) -> str:
     places: dict[str, str] = context.ensure_object(dict)
     return startup.find_redis(places.get("config"), places.get("data_dir"))
@@ -111,12 +121,7 @@ def _show_body(url: str, entry: str) -> int:
 
 
 @dead.command(short_help="Run lines of batches again.")
-@click.argument("ids", nargs=-1)
-@_where
-@_which
-@click.option("--all", "everything", is_flag=True, help="All of them, or all that --stage and --reason choose.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.pass_context
+@_several
 def replay(
     context: click.Context, ids: tuple[str, ...], stage: str, reason: str, everything: bool, as_json: bool
 ) -> int:
@@ -127,8 +132,8 @@ def replay(
     manager anew, and its answer is among the results. Once all other lines are done it has failed, and
     `promptmill batch retry-failed` runs it. Live requests are not replayed: their clients have got an error.
     """
-    _check_choice(ids, stage, reason, everything=everything)
-    done = anyio.run(replay_dead, _redis(context), None if everything else ids, Which(stage, reason))
+    chosen = _choice(ids, stage, reason, everything=everything)
+    done = anyio.run(replay_dead, _redis(context), *chosen)
     missing = 0 if everything else len(set(ids)) - done.replayed - done.live - done.ended
     click.echo(msgspec.json.encode(done) if as_json else f"{done.replayed} replayed")
     for count, why in (
@@ -145,23 +150,20 @@ def replay(
 
 
 @dead.command(short_help="Remove some, or all.")
-@click.argument("ids", nargs=-1)
-@_where
-@_which
-@click.option("--all", "everything", is_flag=True, help="Remove all of them, or all that --stage and --reason choose.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.pass_context
+@_several
 def drop(context: click.Context, ids: tuple[str, ...], stage: str, reason: str, everything: bool, as_json: bool) -> int:
     """Remove the dead letters IDS. Their jobs are not run again."""
-    _check_choice(ids, stage, reason, everything=everything)
-    dropped = anyio.run(drop_dead, _redis(context), None if everything else ids, Which(stage, reason))
+    chosen = _choice(ids, stage, reason, everything=everything)
+    dropped = anyio.run(drop_dead, _redis(context), *chosen)
     click.echo(msgspec.json.encode({"dropped": dropped}) if as_json else f"{dropped} removed")
     return 0 if everything or dropped == len(ids) else 1
 
 
-def _check_choice(ids: tuple[str, ...], stage: str, reason: str, *, everything: bool) -> None:
+def _choice(ids: tuple[str, ...], stage: str, reason: str, *, everything: bool) -> tuple[tuple[str, ...] | None, Which]:
+    """Return which dead letters are meant: these ids, or all that fit. Raises UsageError."""
     if bool(ids) == everything or (ids and (stage or reason)):
         raise click.UsageError("name the dead letters, or give --all, with --stage and --reason if need be")
+    return None if everything else ids, Which(stage, reason)
 
 
 def _line(letter: DeadLetter) -> str:

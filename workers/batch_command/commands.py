@@ -89,9 +89,7 @@ def submit(source: Path, endpoint: str | None, pairs: tuple[str, ...], as_json: 
 
 
 @batch.command(short_help="Show how a batch comes along, until its end.")
-@options.batch_id
-@options.as_json
-@options.where
+@options.one_batch
 def watch(batch_id: str, as_json: bool) -> int:
     """
     Show how BATCH comes along, until its end. Ctrl-C changes nothing about it.
@@ -104,16 +102,13 @@ def watch(batch_id: str, as_json: bool) -> int:
     except KeyboardInterrupt:
         click.echo(f"still running: promptmill batch watch {batch_id}", err=True)
         return DETACHED
-    told = summary.summary(ended)
     if not as_json:
         click.echo(_outcome(ended))
-    return told.exit_code
+    return summary.summary(ended).exit_code
 
 
 @batch.command(short_help="Show a batch as it is now.")
-@options.batch_id
-@options.as_json
-@options.where
+@options.one_batch
 def status(batch_id: str, as_json: bool) -> int:
     """Show BATCH as it is now. Ends with status 1 if it has ended and lines of it were not answered."""
     with options.gateway() as gateway:
@@ -130,10 +125,8 @@ def status(batch_id: str, as_json: bool) -> int:
 
 
 @batch.command(short_help="Download the answers and errors of a batch.")
-@options.batch_id
 @click.option("--output", "-o", type=options.FILE, metavar="FILE", help="Default: standard output.")
-@options.as_json
-@options.where
+@options.one_batch
 def results(batch_id: str, output: Path | None, as_json: bool) -> int:
     """
     Download the results of BATCH. With -o, answers the file has stay, and errors go to OUTPUT.errors.jsonl.
@@ -156,9 +149,7 @@ def results(batch_id: str, output: Path | None, as_json: bool) -> int:
 
 
 @batch.command(short_help="Cancel a batch; lines that are done keep their answers.")
-@options.batch_id
-@options.as_json
-@options.where
+@options.one_batch
 def cancel(batch_id: str, as_json: bool) -> int:
     """Cancel BATCH. Lines that are done keep their answers; once more, or after its end, nothing changes."""
     with options.gateway() as gateway:
@@ -168,9 +159,7 @@ def cancel(batch_id: str, as_json: bool) -> int:
 
 
 @batch.command("retry-failed", short_help="Make a new batch of the lines that failed.")
-@options.batch_id
-@options.as_json
-@options.where
+@options.one_batch
 def retry_failed(batch_id: str, as_json: bool) -> int:
     """Make a new batch of those lines of BATCH that failed or never ran, and print its id."""
     with options.gateway() as gateway, tempfile.TemporaryDirectory(prefix="promptmill-batch-") as directory:

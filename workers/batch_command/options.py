@@ -23,7 +23,6 @@ FILE: Final = click.Path(path_type=Path, dir_okay=False)
 
 as_json: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for other programs.")
 endpoint: Final = click.option("--endpoint", metavar="PATH", help="Endpoint of the lines; default: that of the first.")
-batch_id: Final = click.argument("batch_id", metavar="BATCH")
 source: Final = click.argument("source", metavar="INPUT", type=FILE)
 
 
@@ -36,6 +35,11 @@ def where(function: Callable[..., Any]) -> Callable[..., Any]:
     for names, metavar, said in _PLACE:
         function = click.option(*names, metavar=metavar, help=said, callback=note, expose_value=False)(function)
     return function
+
+
+def one_batch(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what the commands about one batch have in common: its id, --json, and where the gateway is."""
+    return click.argument("batch_id", metavar="BATCH")(as_json(where(function)))
 
 
 def place() -> Place:
