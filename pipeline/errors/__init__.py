@@ -19,6 +19,7 @@ PipelineError
 │  ├─ UpstreamOverloaded   429   ├─ UpstreamUnavailable 502/503 ├─ UpstreamTimeout 504 └─ UpstreamGarbled 502
 │  ├─ UpstreamResting      429   every deployment rests, so none was asked (an UpstreamOverloaded)
 │  ├─ UpstreamBusy         503   (an UpstreamUnavailable: the provider's own 503 or 529)
+│  ├─ UpstreamCut          502   (an UpstreamGarbled: its connection was lost in the middle)
 │  ├─ UpstreamAuthFailed   502   the deployment's key was refused: ours, so never a 401 to the client
 │  └─ ModelDisabled        503   the deployment's key is not set
 ├─ ConfigMismatch          503   this worker's configuration does not know the job's model
@@ -85,6 +86,7 @@ from pipeline.errors.upstream import (
     ModelDisabled,
     UpstreamAuthFailed,
     UpstreamBusy,
+    UpstreamCut,
     UpstreamError,
     UpstreamGarbled,
     UpstreamOverloaded,
@@ -136,6 +138,7 @@ __all__ = [
     "Unauthenticated",
     "UpstreamAuthFailed",
     "UpstreamBusy",
+    "UpstreamCut",
     "UpstreamError",
     "UpstreamGarbled",
     "UpstreamOverloaded",

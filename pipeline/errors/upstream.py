@@ -93,6 +93,12 @@ class UpstreamGarbled(UpstreamError):
     same_again = False  # it may have been paid for
 
 
+class UpstreamCut(UpstreamGarbled):
+    """The connection was lost in the middle of the provider's answer: it was on its way, and would be again."""
+
+    code = "upstream_cut"
+
+
 class ModelDisabled(UpstreamError):
     """The deployment cannot be used as configured: the variable its key comes from is not set."""
 

@@ -131,7 +131,7 @@ async def test_a_stream_the_provider_cuts_ends_in_an_error_event(gateway: Gatewa
         got = await caller.read()
     assert b"some" in got
     error = last_error(got)
-    assert (error["code"], error["stage"]) == ("upstream_garbled", "dispatch")
+    assert (error["code"], error["stage"]) == ("upstream_cut", "dispatch")
     assert len(upstream.requests) == 1
 
 

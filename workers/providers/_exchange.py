@@ -10,7 +10,7 @@ from typing import Final
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from pipeline.errors import UpstreamError, UpstreamGarbled, UpstreamUnavailable
+from pipeline.errors import UpstreamCut, UpstreamError, UpstreamGarbled, UpstreamUnavailable
 
 HEAD_LIMIT: Final = 64 * 2**10
 """Bytes the head of an answer may have, interim answers and trailers included."""
@@ -93,7 +93,7 @@ class Exchange:
         if self.status and clean and self._is_delimited_by_its_end():
             self.complete = True
         elif self._begun:
-            self.fail(UpstreamGarbled("the provider closed the connection in the middle of its answer"))
+            self.fail(UpstreamCut("the provider closed the connection in the middle of its answer"))
         else:
             hint = "ask again; check the provider's status if it goes on"
             self.fail(UpstreamUnavailable("the provider closed the connection before it answered", hint=hint))

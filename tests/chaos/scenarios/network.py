@@ -32,6 +32,7 @@ FAULTS = {
 }
 REDIS = ("ingress", "resolve", "dispatch")
 PROVIDER = ""
+PROVIDER_LOST = frozenset({"upstream_unavailable", "upstream_cut"})
 
 
 def edge(arena: Arena, way: str) -> Edge:
@@ -63,12 +64,12 @@ async def disturb(way: str, fault: str, arena: Arena, chance: random.Random) -> 
             await anyio.sleep(FAULTY)
         healed = time.monotonic()
         again = await served_again(arena, healed)
-    codes = {"redis_unavailable", "worker_lost"} if way != PROVIDER else {"upstream_unavailable", "upstream_garbled"}
+    codes = frozenset({"redis_unavailable", "worker_lost"}) if way != PROVIDER else PROVIDER_LOST
     struck = [o for o in arena.load.outcomes if began - OWN_TIME <= o.began <= healed + BACK]
     # Cut off from Redis, a worker holds calls that others take over when their leases run out.
     again_most = len(struck) if way == "dispatch" and not slow else 0
     return Verdict(
-        codes=frozenset() if slow else frozenset(codes),
+        codes=frozenset() if slow else codes,
         again=again_most,
         within=FAULTY + ANSWER_TIMEOUT + BACK + 2 * OWN_TIME,
         figures={"recovered_s": again},
@@ -90,7 +91,7 @@ async def reset(way: str, arena: Arena, chance: random.Random) -> Verdict:
             await anyio.sleep(chance.uniform(0.1, 0.4))
             (arena.provider if way == PROVIDER else arena.wire).cut(way)
         again = await served_again(arena, time.monotonic())
-    refused = frozenset() if way != PROVIDER else frozenset({"upstream_unavailable", "upstream_garbled"})
+    refused = frozenset() if way != PROVIDER else PROVIDER_LOST
     return Verdict(codes=refused, within=BACK + 2 * OWN_TIME, figures={"recovered_s": again})
 
 

@@ -57,6 +57,7 @@ class Way(msgspec.Struct, frozen=True, kw_only=True):
 
 IMPATIENT = {"model": "impatient"}
 GARBLED = {"status": 502, "code": "upstream_garbled"}
+LOST = {"status": 502, "code": "upstream_cut"}
 DOWN = {"status": 502, "code": "upstream_unavailable"}
 BUSY = {"status": 503, "code": "upstream_unavailable"}
 LIMITED = {"status": 429, "code": "upstream_rate_limited"}
@@ -83,10 +84,10 @@ WAYS: Mapping[str, Way] = {
     "401": Way(status=502, code="upstream_auth_failed", answer=failure(401)),
     "an error under 200": Way(**GARBLED, answer=reply({"error": {"message": "no", "code": "overloaded"}})),
     "not JSON": Way(**GARBLED, answer=reply(b"<html>welcome")),
-    "a body cut short": Way(**GARBLED, **WHOLE, answer=raw(HEAD + b'{"id"', CUT)),
+    "a body cut short": Way(**LOST, **WHOLE, answer=raw(HEAD + b'{"id"', CUT)),
     "over the limit": Way(**GARBLED, **WHOLE, answer=reply(completion("x" * (RESPONSE_BYTES + 1)))),
     "a bomb": Way(**GARBLED, **WHOLE, answer=gzip_bomb(200 * RESPONSE_BYTES)),
-    "a stream cut short": Way(**GARBLED, **BEGUN, answer=sse(chunk("some"), b'data: {"choi', done=False, then=CUT)),
+    "a stream cut short": Way(**LOST, **BEGUN, answer=sse(chunk("some"), b'data: {"choi', done=False, then=CUT)),
     "a stream without an end": Way(**GARBLED, **BEGUN, answer=sse(chunk("some"), done=False)),
     "not JSON in a stream": Way(**GARBLED, **BEGUN, answer=sse(chunk("some"), b"data: {oops}\n\n")),
     "an error in a stream": Way(**DOWN, **BEGUN, answer=sse(chunk("some"), {"error": {"message": "no"}}, done=False)),

@@ -10,7 +10,14 @@ from fakes.pipelines import ScriptedStage
 from fakes.servers import Server
 from fakes.waiting import wait_until
 
-from pipeline.errors import ConfigMismatch, PipelineError, PromptManagerError, UpstreamAuthFailed, UpstreamUnavailable
+from pipeline.errors import (
+    ConfigMismatch,
+    PipelineError,
+    PromptManagerError,
+    UpstreamAuthFailed,
+    UpstreamCut,
+    UpstreamUnavailable,
+)
 from pipeline.job import Facts, Reply
 from pipeline.settings import Settings
 from pipeline.stage import Delivery, Done, Fail, Outcome
@@ -99,7 +106,13 @@ def test_a_reply_tells_what_its_line_got_or_lacked(reply: Reply, lacked: str, ha
 
 
 @pytest.mark.parametrize(
-    "error", [UpstreamUnavailable("down"), UpstreamAuthFailed("bad key"), PromptManagerError("no", stage="resolve")]
+    "error",
+    [
+        UpstreamUnavailable("down"),
+        UpstreamCut("half"),
+        UpstreamAuthFailed("bad key"),
+        PromptManagerError("no", stage="resolve"),
+    ],
 )
 async def test_an_outage_pauses_a_batch_until_a_line_gets_through(
     server: Server, settings: Settings, error: PipelineError

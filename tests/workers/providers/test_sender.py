@@ -28,7 +28,14 @@ from fakes.upstream import (
 )
 from fakes.waiting import wait_until
 
-from pipeline.errors import ModelDisabled, UpstreamError, UpstreamGarbled, UpstreamTimeout, UpstreamUnavailable
+from pipeline.errors import (
+    ModelDisabled,
+    UpstreamCut,
+    UpstreamError,
+    UpstreamGarbled,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from pipeline.settings import DispatchSettings
 from workers.providers._dialect import UpstreamRequest
 from workers.providers._http import Sender
@@ -94,8 +101,8 @@ async def test_a_redirect_is_an_answer_and_is_not_followed(sender: Sender, upstr
     [
         (drop(), UpstreamUnavailable),
         (raw(b"garbage!\r\n\r\n", CUT), UpstreamGarbled),
-        (raw(b"HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\n{", CUT), UpstreamGarbled),
-        (raw(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{", CUT), UpstreamGarbled),
+        (raw(b"HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\n{", CUT), UpstreamCut),
+        (raw(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{", CUT), UpstreamCut),
         (reply(b"not gzip", headers={"content-encoding": "gzip"}), UpstreamGarbled),
     ],
 )
