@@ -82,7 +82,7 @@ def _role(pid: int, root: int) -> str:
         return "upstream"
     for role in ("ingress", "resolve", "dispatch", "feed"):
         if re.search(rf"\b{role}\b", words.rpartition("/")[2]):
-            return role
+            return f"{role} (batch)" if "--lane batch" in words else role
     return "server" if "-server" in words else "supervisor"
 
 

@@ -13,6 +13,8 @@ LIVE: Final = "live"
 BATCH: Final = "batch"
 """The lane of batch lines; live deliveries go first."""
 
+LANES: Final = (LIVE, BATCH)
+
 PARTITION: Final = "0"
 """The only partition built so far; a job's id starts with the partition it never leaves."""
 

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from string import Template
 from typing import Final
@@ -15,6 +16,9 @@ import msgspec
 from pipeline.errors import ConfigurationError
 
 OURS: Final = "promptmill"
+
+_WITH_VALUE: Final = frozenset(["--lane", "--config", "-c", "--data-dir"])
+"""Options of a worker with a word after them."""
 
 _LINE: Final = re.compile(r"^([A-Za-z0-9_-]+):\s*(.+)$")
 _SHELL: Final = frozenset(["&&", "||", "|", ";", "&", ">", ">>", "<", "2>&1"])
@@ -40,8 +44,9 @@ class Procfile(msgspec.Struct, frozen=True, kw_only=True):
         """Return the stages that `name` works on; none unless it is a worker."""
         if self.part(name) != "worker":
             return ()
-        words = _split(name, self.commands[name], self.source)
-        return tuple(word for word in words[2:] if re.fullmatch(r"[a-z]+", word))
+        words = _split(name, self.commands[name], self.source)[2:]
+        values = {after for option, after in pairwise(words) if option in _WITH_VALUE}
+        return tuple(word for word in words if re.fullmatch(r"[a-z]+", word) and word not in values)
 
 
 def choose(explicit: str | None, directory: Path) -> Procfile:

@@ -23,12 +23,12 @@ from pipeline.errors import (
     TransportUnavailable,
     WorkerLost,
 )
-from pipeline.job import BATCH
+from pipeline.job import BATCH, LANES
 from pipeline.rotation import Rotation
 from pipeline.settings import Settings
 from pipeline.stage import Fail, Stage, StageContext, StageSpec
 from pipeline.transport.delivery import End, HeldDelivery
-from pipeline.transport.stage_stream import LANES, UNREADABLE, StageStream
+from pipeline.transport.stage_stream import UNREADABLE, StageStream
 from pipeline.transport.worker import WorkerTransport
 from pipeline.transport.writes import Dead, Drop, Effect
 
@@ -260,10 +260,15 @@ def _being_cancelled() -> bool:
 
 
 async def run_stages(
-    specs: Sequence[StageSpec], settings: Settings, url: str, stop: Stop, rotation: Rotation | None = None
+    specs: Sequence[StageSpec],
+    settings: Settings,
+    url: str,
+    stop: Stop,
+    rotation: Rotation | None = None,
+    lanes: tuple[str, ...] = LANES,
 ) -> str:
     """
-    Run `specs` in this process until `stop`; returns why it was asked to restart, empty when it was not.
+    Run `specs` for `lanes` in this process until `stop`; returns why it was asked to restart, empty when it was not.
 
     `rotation` tells the stages of new keys. Raises ConfigurationError when a stage cannot be built, or the
     server is not fit to hold jobs.
@@ -276,7 +281,7 @@ async def run_stages(
         reasons.append(reason)
         stop()
 
-    transport = WorkerTransport(settings, url, tuple(spec.name for spec in specs))
+    transport = WorkerTransport(settings, url, tuple(spec.name for spec in specs), lanes)
     async with AsyncExitStack() as stack:
         stages = []
         for spec in specs:

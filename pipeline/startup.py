@@ -35,6 +35,10 @@ COLLECT_AFTER: Final = 100_000
 """New objects after which the garbage collector looks at those, and stops all else meanwhile; Python's own is 700."""
 
 
+NICENESS: Final = 10
+"""How far processes of batches stand back where processors are short: live requests are served by others."""
+
+
 class Source:
     """Where the settings of this process come from: read at its start, and again when it is told to."""
 
@@ -155,6 +159,11 @@ def spare_collections() -> None:
     """
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER)
+
+
+def stand_back() -> None:
+    """Let processes that serve live requests have the processors first; batches get what they leave."""
+    os.nice(NICENESS)
 
 
 def yield_often() -> None:

@@ -12,6 +12,7 @@ import workers.stages
 from pipeline import logs, plugins, startup
 from pipeline.errors import ConfigurationError
 from pipeline.hangup import KeyReloader
+from pipeline.job import BATCH, LANES
 from pipeline.rotation import Rotation
 from pipeline.runner import Stop, run_stages
 from pipeline.settings import Settings
@@ -24,14 +25,21 @@ RESTART_STATUS = 75
 
 @click.command(short_help="Run one or more stages in this process.")
 @click.argument("stages", nargs=-1, required=True, metavar="STAGE...")
+@click.option(
+    "--lane",
+    type=click.Choice(LANES),
+    help="Serve one lane only: live requests, or batch lines, with what live requests leave of the processors.",
+)
 @click.option("--config", "-c", metavar="FILE", help="The configuration; PROMPTMILL_CONFIG names it as well.")
 @click.option(
     "--data-dir", metavar="DIR", help="Where promptmill keeps its files; default: .promptmill beside the configuration."
 )
 @click.option("--debug", "--detailed_debug", "debug", is_flag=True, help="Log every delivery; never bodies or keys.")
-def worker(stages: tuple[str, ...], config: str | None, data_dir: str | None, debug: bool) -> None:
+def worker(stages: tuple[str, ...], lane: str | None, config: str | None, data_dir: str | None, debug: bool) -> None:
     """
-    Run STAGE (resolve, dispatch) as one consumer of its stream. Start more of it to scale.
+    Run STAGE (resolve, dispatch) as one consumer of its streams. Start more of it to scale.
+
+    Without --lane it serves live requests and batch lines. A process for each keeps live requests quick beside a batch.
 
     \b
     Exit status: 0 stopped by SIGTERM or SIGINT after draining, 2 wrong usage or configuration,
@@ -43,11 +51,14 @@ def worker(stages: tuple[str, ...], config: str | None, data_dir: str | None, de
     try:
         specs = [load_stage(name) for name in dict.fromkeys(stages)]
         startup.spare_collections()
+        if lane == BATCH:
+            startup.stand_back()
         ended = anyio.run(
             _serve,
             specs,
             settings,
             source,
+            (lane,) if lane else LANES,
             backend="asyncio",
             backend_options={"use_uvloop": True},
         )
@@ -68,7 +79,9 @@ def load_stage(name: str) -> StageSpec:
     return spec
 
 
-async def _serve(specs: list[StageSpec], settings: Settings, source: Source) -> str | ConfigurationError:
+async def _serve(
+    specs: list[StageSpec], settings: Settings, source: Source, lanes: tuple[str, ...]
+) -> str | ConfigurationError:
     """Run until told to stop; returns why a restart is wanted, or what is wrong with the configuration."""
     stop, rotation = Stop(), Rotation()
     keys = KeyReloader(source, settings, rotation)
@@ -83,7 +96,7 @@ async def _serve(specs: list[StageSpec], settings: Settings, source: Source) -> 
             tasks.start_soon(heed, signals)
             tasks.start_soon(keys.run, stop)
             try:
-                ended = await run_stages(specs, settings, startup.redis_url(settings), stop, rotation)
+                ended = await run_stages(specs, settings, startup.redis_url(settings), stop, rotation, lanes)
             except ConfigurationError as error:  # a task group would wrap it
                 ended = error
             tasks.cancel_scope.cancel()

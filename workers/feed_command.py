@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
-from typing import Any, Final
+from typing import Any
 
 import anyio
 import click
@@ -19,9 +18,6 @@ from pipeline.stores.places import open_places, prove
 from pipeline.transport.feeding import FeedTransport
 from workers.batches.keeper import Keeper
 from workers.batches.run import Desk
-
-NICENESS: Final = 5
-"""How far feeding stands back where processors are short: live requests are served by other processes."""
 
 log = logs.logger("feed")
 
@@ -42,7 +38,7 @@ def feed(config: str | None, data_dir: str | None, debug: bool) -> None:
     settings = startup.Source(config, data_dir).load()
     startup.spare_collections()
     startup.yield_often()
-    os.nice(NICENESS)
+    startup.stand_back()
     try:
         if doubt := prove(settings):
             log.warning("batches may have to wait", reason=doubt)

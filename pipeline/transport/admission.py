@@ -11,7 +11,7 @@ import msgspec
 from redis.exceptions import OutOfMemoryError
 
 from pipeline.errors import BacklogFull, PipelineError, TransportError, TransportFull, TransportUnavailable
-from pipeline.job import BATCH, LIVE, Job, encode
+from pipeline.job import LANES, Job, encode
 from pipeline.settings import IngressSettings
 from pipeline.transport import keyspace
 from pipeline.transport.connection import ADMIT, ANSWER_TIMEOUT, Backoff, Command, Link
@@ -29,8 +29,6 @@ LOOK_AGAIN: Final = 0.05
 
 WAIT_SHARE: Final = 0.5
 """Share of its time a job may wait for its turn; the rest is for the work, or its provider call would be in vain."""
-
-LANES: Final = (LIVE, BATCH)
 
 
 class Load(msgspec.Struct):

@@ -9,7 +9,7 @@ import msgspec
 from redis.exceptions import ResponseError
 
 from pipeline import metrics
-from pipeline.job import BATCH, LIVE
+from pipeline.job import LANES
 from pipeline.transport import keyspace
 from pipeline.transport.clock import ServerClock
 from pipeline.transport.connection import Link, describe
@@ -85,7 +85,7 @@ async def look(link: Link, clock: ServerClock, stages: Iterable[str], where: str
     processes = await read_processes(link, [name.decode(errors="replace") for name in names])
     return Overview(
         processes=tuple(sorted(processes, key=lambda p: (p.role, p.stages, p.consumer))),
-        stages=tuple([await _stage(link, clock, stage, lane) for stage in stages for lane in (LIVE, BATCH)]),
+        stages=tuple([await _stage(link, clock, stage, lane) for stage in stages for lane in LANES]),
         dead=_count(dead),
         server=_server(said, where),
     )

@@ -15,6 +15,7 @@ import anyio
 import msgspec
 
 from pipeline import metrics
+from pipeline.job import LANES, LIVE
 from pipeline.transport import keyspace
 from pipeline.transport.clock import ServerClock
 from pipeline.transport.connection import REGISTER, Command, Link
@@ -31,6 +32,7 @@ class ProcessInfo(msgspec.Struct, frozen=True, kw_only=True):
     consumer: str
     role: str
     stages: tuple[str, ...] = ()
+    lanes: tuple[str, ...] = LANES
     pid: int = 0
     host: str = ""
     started: int = 0
@@ -53,10 +55,18 @@ def consumer_name(role: str) -> str:
     return f"{role}-{socket.gethostname()[:24]}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
-def this_process(consumer: str, role: str, stages: tuple[str, ...], config: str) -> ProcessInfo:
+def this_process(
+    consumer: str, role: str, stages: tuple[str, ...], config: str, lanes: tuple[str, ...] = LANES
+) -> ProcessInfo:
     """Return the registration of this process."""
     return ProcessInfo(
-        consumer=consumer, role=role, stages=stages, pid=os.getpid(), host=socket.gethostname(), config=config
+        consumer=consumer,
+        role=role,
+        stages=stages,
+        lanes=lanes,
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        config=config,
     )
 
 
@@ -73,6 +83,7 @@ class Registry:
         self._stage_seen: dict[str, float] = {}
         self.live: set[str] = set()
         self.workers: Counter[str] = Counter()
+        """How many processes serve live jobs, by stage."""
         self.ingresses = 0
         self.configs: set[str] = set()
         """Digests of the configurations that live processes have: more than one during a rollout."""
@@ -107,12 +118,13 @@ class Registry:
         last = {p.consumer: at - (now - beats[p.consumer]) / 1000 for p in processes}
         alive = [p for p in processes if at - last[p.consumer] < GONE_AFTER]
         self.live = {p.consumer for p in alive}
-        self.workers = Counter(stage for p in alive for stage in p.stages)
+        serving = [p for p in alive if LIVE in p.lanes]
+        self.workers = Counter(stage for p in serving for stage in p.stages)
         self.backing_off = backing_off(alive)
         self.configs = {p.config for p in alive}
         self.ingresses = sum(p.role == "ingress" for p in alive)
         self._seen = {name: seen for name, seen in self._seen.items() if at - seen < 60} | last
-        for process in alive:
+        for process in serving:
             for stage in process.stages:
                 self._stage_seen[stage] = max(self._stage_seen.get(stage, 0.0), last[process.consumer])
 
@@ -124,7 +136,7 @@ class Registry:
         return min(silent, (self._clock.now() - since_ms) / 1000) > GONE_AFTER
 
     def without_worker(self, stage: str) -> float:
-        """Return for how many seconds no process of `stage` has been seen; 0 when there is one."""
+        """Return for how many seconds no process of `stage` for live jobs has been seen; 0 when there is one."""
         if self.workers[stage]:
             return 0.0
         return max(0.0, self._looked - max(self._stage_seen.get(stage, 0.0), self._watching))

@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 
 from pipeline import logs, metrics
 from pipeline.errors import TransportError, TransportUnavailable
-from pipeline.job import BATCH, LIVE, Job, decode_job
+from pipeline.job import BATCH, LANES, LIVE, Job, decode_job
 from pipeline.settings import TransportSettings
 from pipeline.transport import keyspace
 from pipeline.transport.clock import ServerClock
@@ -61,14 +61,12 @@ MOVE_MOST: Final = 128
 UNREADABLE: Final = Job(id="", operation="", stages_left=(), deadline=0)
 """Stands for the job of an entry that does not decode."""
 
-LANES: Final = (LIVE, BATCH)
-
 log = logs.logger("stage_stream")
 
 
 class StageStream:
     """
-    One stage's lanes, read as one consumer of their group.
+    A stage's lanes, or one of them, read as one consumer of their group.
 
     What it fetched is held, with a lease, until the runner forgets it. Redis trouble never comes out of `fetch`.
     """
@@ -78,11 +76,13 @@ class StageStream:
     ) -> None:
         self.stage = stage
         self._caps = suspect_caps(max_deliveries, slots)
-        self._room = Room(max(1, slots - max(1, math.ceil(slots * links.settings.batch_reserve))))
+        reserve = max(1, math.ceil(slots * links.settings.batch_reserve)) if LIVE in links.lanes else 0
+        self._room = Room(max(1, slots - reserve))
         self._writer = writer
         self._writer.written[stage] = self.forget
         self._clock = clock
         self._links = links
+        self._lanes = links.lanes
         self._held: dict[tuple[str, str], HeldDelivery] = {}
         self._by_job: dict[str, HeldDelivery] = {}
         self._in_lane = dict.fromkeys(LANES, 0)
@@ -92,7 +92,7 @@ class StageStream:
         self._claim_at = 0.0
         self._crowded: set[int] = set()
         """Delivery numbers of which as many run here as may: the last claim may have left others behind."""
-        self._cursors = dict.fromkeys(LANES, "0-0")
+        self._cursors = dict.fromkeys(links.lanes, "0-0")
         self._read_failed = False
         self._live_was_full = False
         self._live_was_empty = False
@@ -202,8 +202,10 @@ class StageStream:
     def _plan(self, room: int) -> tuple[tuple[str, ...], int, float]:
         """Return the lanes to read, how many entries of each, and how long to wait. COUNT is per stream."""
         room = min(room, FETCH_MOST)
-        batch_room = self._room.limit - self._in_lane[BATCH]
         block = GLANCE if self._crowded else BLOCK  # a suspect may end at any moment, and others wait for its place
+        if len(self._lanes) == 1:
+            return self._lanes, room, block
+        batch_room = self._room.limit - self._in_lane[BATCH]
         if batch_room < 1:
             self._glance = min(2 * self._glance, BATCH_GLANCE)
             return (LIVE,), room, self._glance
@@ -233,7 +235,7 @@ class StageStream:
         claimed: list[tuple[str, str, list[Any], int]] = []
         lease = int(self._links.settings.lease * 1000)
         numbers = Counter(d.number for d in self.held)
-        for lane in LANES:
+        for lane in self._lanes:
             rooms = (max(0, cap - numbers[number]) for number, cap in self._caps.items())
             stream, cursor = keyspace.jobs(self.stage, lane), self._cursors[lane]
             most = min(room, CLAIM_MOST) - len(claimed)
@@ -269,7 +271,7 @@ class StageStream:
         """Return what is pending in our name but not held: a reply that was lost on its way here."""
         entries: list[tuple[str, str, list[Any], int]] = []
         room, lease = min(room, FETCH_MOST), int(self._links.settings.lease * 1000)
-        for lane in LANES:
+        for lane in self._lanes:
             stream = keyspace.jobs(self.stage, lane)
             (pending,) = await self._links.read.call(
                 ("XPENDING", stream, keyspace.GROUP, "-", "+", room + len(self._held), self._links.consumer)
@@ -311,8 +313,8 @@ class StageStream:
 
     async def prepare(self) -> None:
         """Make the groups, from the beginning of their streams. Raises TransportUnavailable."""
-        made = await self._links.read.run(PREPARE([keyspace.jobs(self.stage, lane) for lane in LANES]))
-        new = {lane for lane, was_made in zip(LANES, made, strict=True) if was_made}
+        made = await self._links.read.run(PREPARE([keyspace.jobs(self.stage, lane) for lane in self._lanes]))
+        new = {lane for lane, was_made in zip(self._lanes, made, strict=True) if was_made}
         for delivery in self._held.values():
             if delivery.source.lane in new:
                 delivery.fenced = False
@@ -342,7 +344,7 @@ class StageStream:
         for delivery in deliveries:  # first: a renewal behind it would make the lease last once more
             self.forget(delivery)
         idle = int(self._links.settings.lease * 1000) * 10
-        for lane in LANES:
+        for lane in self._lanes:
             stream = keyspace.jobs(self.stage, lane)
             for chunk in _chunks([d for d in deliveries if d.source.lane == lane], RENEW_CHUNK):
                 pairs = (argument for d in chunk for argument in (d.source.entry, d.number))
@@ -359,12 +361,12 @@ class StageStream:
                 ],
                 MOVE_MOST,
             )
-            for lane in LANES
+            for lane in self._lanes
         )
 
     async def retire(self, live: set[str]) -> None:
         """Remove consumers that are neither alive nor hold anything. Raises TransportUnavailable."""
-        for lane in LANES:
+        for lane in self._lanes:
             stream = keyspace.jobs(self.stage, lane)
             (found,) = await self._links.upkeep.call(("XINFO", "CONSUMERS", stream, keyspace.GROUP))
             if isinstance(found, ResponseError):
@@ -375,7 +377,7 @@ class StageStream:
 
     async def resign(self) -> None:
         """Take this consumer off its groups, unless it still holds something. Raises TransportUnavailable."""
-        for lane in LANES:
+        for lane in self._lanes:
             await self._links.upkeep.run(RETIRE([keyspace.jobs(self.stage, lane)], self._links.consumer))
 
 
@@ -386,6 +388,8 @@ class StageLinks(msgspec.Struct, frozen=True):
     upkeep: Link
     consumer: str
     settings: TransportSettings
+    lanes: tuple[str, ...] = LANES
+    """Those that are read; other processes read the others."""
 
 
 def _chunks(items: list[HeldDelivery], size: int) -> Iterable[list[HeldDelivery]]:

@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 
 from pipeline import logs
 from pipeline.errors import ConfigurationError, TransportError
-from pipeline.job import BATCH, Job
+from pipeline.job import BATCH, LANES, Job
 from pipeline.settings import Settings
 from pipeline.stage import StageSpec
 from pipeline.transport import keyspace
@@ -41,16 +41,17 @@ log = logs.logger("transport")
 class WorkerTransport:
     """What the stages of one process share: one consumer name, one ordered writer, one view of the fleet."""
 
-    def __init__(self, settings: Settings, url: str, stages: Sequence[str]) -> None:
-        self.consumer = consumer_name("-".join(stages))
+    def __init__(self, settings: Settings, url: str, stages: Sequence[str], lanes: tuple[str, ...] = LANES) -> None:
+        self.consumer = consumer_name("-".join((*stages, *lanes) if lanes == (BATCH,) else stages))
         self._settings = settings
+        self._lanes = lanes
         self._links = {name: Link(url, f"{self.consumer}-{name}") for name in ("write", "upkeep", "cancels", "bodies")}
         self._url = url
         self._clock = ServerClock()
         self.writer = Writer(self._links["write"], self.consumer, self._clock)
         self.bodies = Bodies(self._links["bodies"])
         self._cancels = Cancels(self._links["cancels"], self._clock, settings.ingress.max_request_timeout)
-        process = this_process(self.consumer, "worker", tuple(stages), settings.digest)
+        process = this_process(self.consumer, "worker", tuple(stages), settings.digest, lanes)
         self._registry = Registry(self._links["upkeep"], self._clock, process)
         self._streams: list[StageStream] = []
         self._reads: list[Link] = []
@@ -67,7 +68,7 @@ class WorkerTransport:
     def stage_stream(self, spec: StageSpec, slots: int) -> StageStream:
         """Return the stream of a stage, with a connection of its own for its blocking reads."""
         read = Link(self._url, f"{self.consumer}-read")
-        links = StageLinks(read, self._links["upkeep"], self.consumer, self._settings.transport)
+        links = StageLinks(read, self._links["upkeep"], self.consumer, self._settings.transport, self._lanes)
         stream = StageStream(spec.name, spec.max_deliveries, slots, writer=self.writer, clock=self._clock, links=links)
         self._streams.append(stream)
         self._reads.append(read)

@@ -28,6 +28,7 @@ from fakes.waiting import wait_until
 
 from pipeline.errors import TransportError
 from pipeline.failpoints import VARIABLE
+from pipeline.job import LANES
 from pipeline.settings import TransportSettings
 from pipeline.stores.batch_records import BatchOrder
 from pipeline.stores.batches import BatchStore
@@ -36,7 +37,6 @@ from pipeline.transport import keyspace
 from pipeline.transport.client import STAGES
 from pipeline.transport.connection import Command, Link
 from pipeline.transport.overview import Overview, read_overview
-from pipeline.transport.stage_stream import LANES
 
 MASTER_KEY = "sk-canary-master-key"
 PROVIDER_KEY = "sk-canary-provider-key"
