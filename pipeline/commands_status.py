@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from pipeline import startup
+from pipeline.job import LANES, LIVE, serving
 from pipeline.transport.client import STAGES
 from pipeline.transport.fitness import concerns
 from pipeline.transport.overview import Overview, ServerOverview, read_overview
@@ -36,9 +37,13 @@ def status(config: str | None, data_dir: str | None, as_json: bool) -> int:
 
 def absent(overview: Overview) -> list[str]:
     """Return the parts of the gateway that no process serves."""
-    there = {stage for process in overview.processes for stage in process.stages}
-    there |= {process.role for process in overview.processes}
-    return [part for part in ("ingress", *STAGES) if part not in there]
+    there = {process.role for process in overview.processes}
+    there |= {
+        serving(stage, lane) for process in overview.processes for stage in process.stages for lane in process.lanes
+    }
+    lanes = LANES if "feed" in there else (LIVE,)
+    needed = ("ingress", *(serving(stage, lane) for lane in lanes for stage in STAGES))
+    return [part for part in needed if part not in there]
 
 
 def table(overview: Overview) -> list[str]:
@@ -48,7 +53,8 @@ def table(overview: Overview) -> list[str]:
     lines.append(f"{'PROCESS':<48}{'SERVES':<20}{'PID':>8}  {'UP':>8}  HOST")
     now, resting = time.time() * 1000, backing_off(overview.processes)
     for process in overview.processes:
-        serves = ", ".join(process.stages) or process.role
+        lanes = "" if process.lanes == LANES else f" ({', '.join(process.lanes)})"
+        serves = ", ".join(process.stages) + lanes if process.stages else process.role
         up = duration(max(0.0, now - process.started) / 1000)
         lines.append(f"{process.consumer:<48}{serves:<20}{process.pid:>8}  {up:>8}  {process.host}")
     lines += [f"(model {name} rests for {wait:.0f} s: its provider is at its limit)" for name, wait in resting.items()]

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from pipeline import check
+from pipeline.job import BATCH
 from pipeline.settings import Key, Settings
 
 _SHOWN: Final = 8
@@ -139,6 +140,8 @@ def _models(ready: Ready) -> list[str]:
 def _unserved(part: str) -> str:
     if part == "ingress":
         return "no ingress process runs here: nobody answers at this address"
+    if part.endswith(f"({BATCH})"):
+        return f"no process here works on {part}: unless one does elsewhere, batches wait"
     return f"no process here works on {part}: unless one does elsewhere, requests end in 503 no_worker"
 
 

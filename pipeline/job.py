@@ -15,6 +15,12 @@ BATCH: Final = "batch"
 
 LANES: Final = (LIVE, BATCH)
 
+
+def serving(stage: str, lane: str) -> str:
+    """Return what a process does that serves one lane of a stage, for people."""
+    return stage if lane == LIVE else f"{stage} ({lane})"
+
+
 PARTITION: Final = "0"
 """The only partition built so far; a job's id starts with the partition it never leaves."""
 

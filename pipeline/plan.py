@@ -15,6 +15,7 @@ from pipeline import first_screen, handover, plugins, procfile, surroundings
 from pipeline.errors import ConfigurationError
 from pipeline.exposure import check_exposure
 from pipeline.fleet import PARTS
+from pipeline.job import LANES, LIVE, serving
 from pipeline.processes import Spec
 from pipeline.procfile import OURS, Procfile
 from pipeline.settings import Settings
@@ -96,10 +97,14 @@ def renewed(old: Plan, new: Plan) -> tuple[Plan, tuple[str, ...]]:
 
 
 def unserved(plan: Plan) -> tuple[str, ...]:
-    """Return what a gateway needs and none of the planned processes does: `ingress`, or a stage."""
+    """Return what a gateway needs and none of the planned processes does: `ingress`, or a stage in some lane."""
     running = [name for name, count in plan.counts.items() if count]
-    does = {part for name in running for part in (plan.procfile.part(name), *plan.procfile.stages(name))}
-    needed = ("ingress", *(("resolve",) if plan.settings.callbacks else ()), "dispatch")
+    does = {plan.procfile.part(name) for name in running}
+    for name in running:
+        does |= {serving(stage, lane) for stage in plan.procfile.stages(name) for lane in plan.procfile.lanes(name)}
+    lanes = LANES if "feed" in does else (LIVE,)
+    stages = (*(("resolve",) if plan.settings.callbacks else ()), "dispatch")
+    needed = ("ingress", *(serving(stage, lane) for lane in lanes for stage in stages))
     return tuple(part for part in needed if part not in does)
 
 

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from pipeline.errors import ConfigurationError
+from pipeline.job import LANES
 
 OURS: Final = "promptmill"
 
@@ -44,9 +45,19 @@ class Procfile(msgspec.Struct, frozen=True, kw_only=True):
         """Return the stages that `name` works on; none unless it is a worker."""
         if self.part(name) != "worker":
             return ()
-        words = _split(name, self.commands[name], self.source)[2:]
+        words = self._arguments(name)
         values = {after for option, after in pairwise(words) if option in _WITH_VALUE}
         return tuple(word for word in words if re.fullmatch(r"[a-z]+", word) and word not in values)
+
+    def lanes(self, name: str) -> tuple[str, ...]:
+        """Return the lanes that the worker `name` serves."""
+        words = self._arguments(name)
+        return (
+            tuple(lane for lane in LANES if ("--lane", lane) in pairwise(words) or f"--lane={lane}" in words) or LANES
+        )
+
+    def _arguments(self, name: str) -> list[str]:
+        return _split(name, self.commands[name], self.source)[2:]
 
 
 def choose(explicit: str | None, directory: Path) -> Procfile:

@@ -285,8 +285,9 @@ async def run_stages(
     async with AsyncExitStack() as stack:
         stages = []
         for spec in specs:
-            catalog, tell = Catalog(settings), transport.tell_resting
-            context = StageContext(settings, catalog, transport.consumer, restart, rotation, tell)
+            context = StageContext(
+                settings, Catalog(settings), transport.consumer, restart, rotation, transport.resting
+            )
             stages.append(await stack.enter_async_context(spec.open(context)))
         async with transport.connected():
             unfit = await transport.meet(stop.event)

@@ -11,6 +11,7 @@ import msgspec
 
 from pipeline.errors import PipelineError
 from pipeline.job import Facts, Job
+from pipeline.resting import Resting
 from pipeline.rotation import Rotation
 
 if TYPE_CHECKING:
@@ -108,8 +109,8 @@ class StageContext(msgspec.Struct, frozen=True):
     """Ask for a drain and a restart of this process, saying why."""
     rotation: Rotation = msgspec.field(default_factory=Rotation)
     """Tells who holds keys that they changed."""
-    tell_resting: Callable[[Callable[[], dict[str, float]]], None] = lambda _: None
-    """Takes what says which models rest for their provider, and for how many seconds."""
+    resting: Resting = msgspec.field(default_factory=Resting)
+    """Takes what says which models rest for their provider, and hears of other processes."""
 
 
 class StageSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Final
 
 import anyio
@@ -16,6 +16,7 @@ import msgspec
 
 from pipeline import metrics
 from pipeline.job import LANES, LIVE
+from pipeline.resting import Resting
 from pipeline.transport import keyspace
 from pipeline.transport.clock import ServerClock
 from pipeline.transport.connection import REGISTER, Command, Link
@@ -39,6 +40,8 @@ class ProcessInfo(msgspec.Struct, frozen=True, kw_only=True):
     config: str = ""
     resting: dict[str, float] = {}
     """Models whose provider is at its limit, as this process knows it, and for how many seconds."""
+    deployments: dict[str, float] = {}
+    """Deployments at their limit, by id, and for how many seconds."""
 
 
 def backing_off(processes: Iterable[ProcessInfo]) -> dict[str, float]:
@@ -87,8 +90,8 @@ class Registry:
         self.ingresses = 0
         self.configs: set[str] = set()
         """Digests of the configurations that live processes have: more than one during a rollout."""
-        self.resting: Callable[[], dict[str, float]] = dict
-        """Says which models rest, and how long; part of this process's registration."""
+        self.resting = Resting()
+        """Says who rests, and how long: part of this process's registration."""
         self.backing_off: dict[str, float] = {}
         """What all live processes say of that."""
 
@@ -96,7 +99,10 @@ class Registry:
         """Renew the registration and look who else is there. Raises TransportUnavailable."""
         now, me = self._clock.now(), self._process.consumer
         registered = msgspec.structs.replace(
-            self._process, started=self._process.started or now, resting=self.resting()
+            self._process,
+            started=self._process.started or now,
+            resting=self.resting.models(),
+            deployments=self.resting.deployments(),
         )
         self._process = registered
         metrics.TASKS.set(len(asyncio.all_tasks()))
@@ -121,12 +127,23 @@ class Registry:
         serving = [p for p in alive if LIVE in p.lanes]
         self.workers = Counter(stage for p in serving for stage in p.stages)
         self.backing_off = backing_off(alive)
+        self.resting.heed(self._met_by_live(alive, beats))
         self.configs = {p.config for p in alive}
         self.ingresses = sum(p.role == "ingress" for p in alive)
         self._seen = {name: seen for name, seen in self._seen.items() if at - seen < 60} | last
         for process in serving:
             for stage in process.stages:
                 self._stage_seen[stage] = max(self._stage_seen.get(stage, 0.0), last[process.consumer])
+
+    def _met_by_live(self, alive: Iterable[ProcessInfo], beats: dict[str, int]) -> dict[str, float]:
+        """Return what rests now because of live calls: in other processes, for this one has seen its own."""
+        now, found = self._clock.now(), dict[str, float]()
+        for process in alive:
+            if process.lanes == (LIVE,) and process.consumer != self._process.consumer:
+                age = (now - beats[process.consumer]) / 1000
+                for deployment, seconds in process.deployments.items():
+                    found[deployment] = max(seconds - age, found.get(deployment, 0.0))
+        return found
 
     def gone(self, consumer: str, since_ms: int) -> bool:
         """Whether `consumer`, which was there at `since_ms` on the server's clock, has been missing for a while."""

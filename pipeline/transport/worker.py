@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -14,6 +14,7 @@ from anyio.abc import TaskGroup
 from pipeline import logs
 from pipeline.errors import ConfigurationError, TransportError
 from pipeline.job import BATCH, LANES, Job
+from pipeline.resting import Resting
 from pipeline.settings import Settings
 from pipeline.stage import StageSpec
 from pipeline.transport import keyspace
@@ -61,9 +62,10 @@ class WorkerTransport:
         """Whether dead letters keep their bodies."""
         return self._settings.transport.dead_letter_bodies
 
-    def tell_resting(self, resting: Callable[[], dict[str, float]]) -> None:
-        """Have the registration of this process say which models rest, and for how many seconds."""
-        self._registry.resting = resting
+    @property
+    def resting(self) -> Resting:
+        """What the registration of this process says of providers at their limit."""
+        return self._registry.resting
 
     def stage_stream(self, spec: StageSpec, slots: int) -> StageStream:
         """Return the stream of a stage, with a connection of its own for its blocking reads."""

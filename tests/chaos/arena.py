@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -74,6 +75,13 @@ promptmill_settings:
 {settings}
 """
 
+_PROCFILE = """
+ingress: promptmill ingress
+resolve: promptmill worker resolve
+dispatch: promptmill worker dispatch
+feed: promptmill feed
+"""
+
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True):
     """What a scenario wants to run on. Scenarios of the same layout share one arena."""
@@ -82,6 +90,8 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     resolve: int = 2
     dispatch: int = 2
     feed: int = 1
+    apart: bool = False
+    """Whether batches have workers of their own, as in the packaged Procfile: all of a stage but one."""
     lease: float = 1.0
     request_timeout: float = 30.0
     retries: int = 0
@@ -153,9 +163,9 @@ class Arena:
         return file
 
     def pids(self, part: str) -> list[int]:
-        """Return the processes of a part: `ingress`, `resolve`, `dispatch` or `feed`."""
-        words = f"pipeline {part}" if part in ("ingress", "feed") else f"pipeline worker {part}"
-        return sorted(pid for pid, command in self.gateway.children().items() if words in command)
+        """Return the processes of a part: `ingress`, `resolve`, `dispatch` or `feed`, whatever lane they serve."""
+        words = re.compile(rf"pipeline (worker (--lane \w+ )?)?{part}\b")
+        return sorted(pid for pid, command in self.gateway.children().items() if words.search(command))
 
     def processes(self) -> dict[int, str]:
         """Return all of our processes by id, with their parts."""
@@ -305,9 +315,14 @@ def _gateway(arena: Arena) -> Iterator[Gateway]:
         (directory / "site").mkdir()
         (directory / "site" / "sitecustomize.py").write_text(layout.site)
         variables["PYTHONPATH"] = os.pathsep.join([str(directory / "site"), os.environ.get("PYTHONPATH", "")])
-    scales = [f"--scale={part}={count}" for part, count in layout.scales.items()]
+    scales = dict(layout.scales)
+    if layout.apart:
+        scales |= {f"{stage}-batch": scales[stage] - 1 for stage in STAGES} | dict.fromkeys(STAGES, 1)
+    else:
+        (directory / "Procfile").write_text(_PROCFILE)
+    arguments = [f"--scale={part}={count}" for part, count in scales.items()]
     python = _limited(directory, layout.files) if layout.files else sys.executable
-    with start_gateway(directory, *scales, config=config, variables=variables, python=python) as gateway:
+    with start_gateway(directory, *arguments, config=config, variables=variables, python=python) as gateway:
         yield gateway
 
 

@@ -10,7 +10,7 @@ import anyio
 from fakes.waiting import wait_until
 
 from pipeline.errors import InternalError
-from pipeline.job import LIVE, Job, encode, new_id
+from pipeline.job import LANES, LIVE, Job, encode, new_id
 from pipeline.runner import Stop, run_stages
 from pipeline.settings import Settings, TransportSettings
 from pipeline.stage import Delivery, Forward, Outcome, StageContext, StageSpec
@@ -58,11 +58,13 @@ def spec(name: str, stage: ScriptedStage, *, slots: int = 16, max_deliveries: in
 
 
 @asynccontextmanager
-async def running_worker(url: str, settings: Settings, *specs: StageSpec) -> AsyncIterator[Stop]:
+async def running_worker(
+    url: str, settings: Settings, *specs: StageSpec, lanes: tuple[str, ...] = LANES
+) -> AsyncIterator[Stop]:
     """Run stages until the block ends, then drain."""
     stop = Stop()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(run_stages, specs, settings, url, stop)
+        tasks.start_soon(run_stages, specs, settings, url, stop, None, lanes)
         try:
             yield stop
         finally:

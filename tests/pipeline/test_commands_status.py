@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from fakes.servers import start_server
 from redis import Redis
 
 from pipeline import cli, metrics
-from pipeline.commands_status import duration, table
-from pipeline.job import decode_reply
+from pipeline.commands_status import absent, duration, table
+from pipeline.job import LANES, decode_reply
 from pipeline.transport import deadletters, keyspace
 from pipeline.transport.overview import Overview, ServerOverview
 from pipeline.transport.registry import ProcessInfo
@@ -154,6 +155,20 @@ def test_a_server_that_tells_nothing_of_itself_is_shown_all_the_same() -> None:
     lines = table(Overview(processes=(), stages=(), dead=0, server=ServerOverview(name="redis.example:6379")))
     assert lines[0] == "redis    redis.example:6379"
     assert lines[-1] == "dead letters  0"
+
+
+def test_lanes_without_a_process_are_named_and_so_is_what_a_process_serves() -> None:
+    def process(role: str, *stages: str, lanes: tuple[str, ...] = LANES) -> ProcessInfo:
+        return ProcessInfo(consumer=f"a-{role}", role=role, stages=stages, lanes=lanes)
+
+    there = [process("ingress"), process("worker", "resolve", "dispatch", lanes=("live",))]
+    found = Overview(processes=tuple(there), stages=(), dead=0, server=ServerOverview(name="redis"))
+    assert "resolve, dispatch (live)" in "\n".join(table(found))
+    assert absent(found) == []
+    with_feed = msgspec.structs.replace(found, processes=(*there, process("feed")))
+    assert absent(with_feed) == ["resolve (batch)", "dispatch (batch)"]
+    both = msgspec.structs.replace(found, processes=(*with_feed.processes, process("worker", "dispatch")))
+    assert absent(both) == ["resolve (batch)"]
 
 
 @pytest.mark.parametrize("words", [("dead", "-c", "c.yaml", "list"), ("dead", "list", "-c", "c.yaml")])

@@ -116,9 +116,10 @@ def test_a_server_that_may_lose_jobs_is_warned_of() -> None:
 
 
 def test_it_warns_of_a_part_without_a_process() -> None:
-    said = text(ready(settings(), unserved=("ingress", "dispatch")))
+    said = text(ready(settings(), unserved=("ingress", "dispatch", "dispatch (batch)")))
     assert "warning no ingress process runs here" in said
     assert "\n no process here works on dispatch: unless one does elsewhere, requests end in 503 no_worker" in said
+    assert "\n no process here works on dispatch (batch): unless one does elsewhere, batches wait" in said
 
 
 def test_after_a_reload_it_says_what_came_and_what_went() -> None:

@@ -36,6 +36,10 @@ def test_what_no_process_does_is_known(tmp_path: Path) -> None:
     assert unserved(plan(tmp_path, OURS, "resolve=0", configured=managed)) == ("resolve",)
     assert unserved(plan(tmp_path, "all: promptmill worker resolve dispatch\n", configured=managed)) == ("ingress",)
     assert unserved(plan(tmp_path, "other: sleep 1\n")) == ("ingress", "dispatch")
+    apart = OURS.replace("dispatch\n", "dispatch --lane live\n")
+    assert unserved(plan(tmp_path, apart)) == ()
+    assert unserved(plan(tmp_path, f"{apart}feed: promptmill feed\n")) == ("dispatch (batch)",)
+    assert unserved(plan(tmp_path, f"{OURS}feed: promptmill feed\n", configured=managed)) == ()
 
 
 def test_a_reload_keeps_what_only_a_restart_changes(tmp_path: Path) -> None:

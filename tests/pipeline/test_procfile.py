@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 def test_the_packaged_procfile_is_the_one_of_the_repository() -> None:
     assert (ROOT / "Procfile").read_text() == (ROOT / "pipeline" / "Procfile").read_text()
-    assert list(packaged().commands) == ["ingress", "resolve", "dispatch", "feed"]
+    assert list(packaged().commands) == ["ingress", "resolve", "dispatch", "resolve-batch", "dispatch-batch", "feed"]
 
 
 def test_a_procfile_beside_the_configuration_is_used_when_all_its_commands_are_ours(tmp_path: Path) -> None:
@@ -50,6 +50,22 @@ def test_without_a_procfile_nothing_is_said(tmp_path: Path) -> None:
     assert choose(None, tmp_path) == packaged()
 
 
+@pytest.mark.parametrize(
+    ("words", "stages", "lanes"),
+    [
+        ("resolve dispatch", ("resolve", "dispatch"), ("live", "batch")),
+        ("dispatch --lane live -c live", ("dispatch",), ("live",)),
+        ("--lane batch dispatch", ("dispatch",), ("batch",)),
+        ("--debug --lane=batch --config here resolve", ("resolve",), ("batch",)),
+    ],
+)
+def test_stages_and_lanes_of_a_worker_are_read_from_its_command(
+    words: str, stages: tuple[str, ...], lanes: tuple[str, ...]
+) -> None:
+    found = parse(f"some: promptmill worker {words}\n", "F")
+    assert (found.stages("some"), found.lanes("some")) == (stages, lanes)
+
+
 def test_a_procfile_that_was_asked_for_may_hold_any_command(tmp_path: Path) -> None:
     path = tmp_path / "Own"
     path.write_text("metrics: exporter --listen '$ADDRESS $OTHER'\n")
@@ -79,7 +95,8 @@ def test_a_procfile_that_cannot_be_run_says_where_and_why(text: str, problem: st
 
 
 def test_scales_are_one_unless_told_otherwise() -> None:
-    assert scales(["dispatch=4", "resolve=0"], packaged()) == {"ingress": 1, "resolve": 0, "dispatch": 4, "feed": 1}
+    others = {"ingress": 1, "resolve-batch": 1, "dispatch-batch": 1, "feed": 1}
+    assert scales(["dispatch=4", "resolve=0"], packaged()) == {**others, "resolve": 0, "dispatch": 4}
 
 
 @pytest.mark.parametrize("item", ["dispatch", "dispatch=", "dispatch=x", "dispatch=-1", "dispatch=1001", "nobody=2"])

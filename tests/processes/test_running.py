@@ -14,8 +14,12 @@ from fakes.gateways import CONFIG, MANAGER, Gateway, alive, promptmill, start_ga
 from fakes.servers import start_server
 from fakes.waiting import wait_until
 
+from pipeline.startup import NICENESS
+
 pytestmark = [pytest.mark.processes, pytest.mark.anyio]
 
+LIVE = ("ingress", "worker resolve --lane live", "worker dispatch --lane live")
+BATCHES = ("worker --lane batch resolve", "worker --lane batch dispatch", "feed")
 MASTER = "sk-a-long-and-random-one"
 
 PEEKING = MANAGER.replace('"from mine"', "str([os.environ.get(n) for n in ('OPENAI_API_KEY', 'HELLO')])")
@@ -57,7 +61,7 @@ async def test_the_first_screen_says_what_there_is(gateway: Gateway) -> None:
     for text in (
         "any (loopback only)",
         "embedded ",
-        "ingress 2, resolve 1, dispatch 1",
+        "ingress 2, resolve 1, dispatch 1, resolve-batch 1, dispatch-batch 1, feed 1",
         "gpt-4 -> echo/echo",
         "real -> openai/x",
         "mine.mine",
@@ -82,6 +86,12 @@ async def test_status_finds_the_gateway_by_its_data_directory(gateway: Gateway, 
     # one that another test has just killed stays registered for a while
     assert len({process["pid"] for process in found["processes"]} & set(gateway.children())) >= 3
     assert {process["role"] for process in found["processes"]} == {"ingress", "worker", "feed"}
+
+
+async def test_processes_of_batches_stand_back_for_those_of_live_requests(gateway: Gateway) -> None:
+    nice = {words: os.getpriority(os.PRIO_PROCESS, gateway.child(f"pipeline {words}")) for words in (*LIVE, *BATCHES)}
+    assert {nice[words] - nice["ingress"] for words in LIVE} == {0}
+    assert {nice[words] - nice["ingress"] for words in BATCHES} == {NICENESS}
 
 
 @pytest.mark.parametrize("words", ["pipeline worker resolve", "pipeline ingress", "-server "])
@@ -110,7 +120,7 @@ async def test_ctrl_c_finishes_what_is_in_flight_and_leaves_nothing(tmp_path: Pa
         asking.start()
         await wait_until(started.exists, timeout=20)
         children = gateway.children()
-        assert len(children) == 5
+        assert len(children) == 7
         assert gateway.stop() == 0
         asking.join(10)
         assert answers == ["system: from mine\nuser: hi"]
@@ -148,7 +158,7 @@ async def test_nothing_outlives_a_killed_supervisor_and_the_next_start_works(tmp
         start_gateway(tmp_path, variables={"REDIS_URL": server.url}) as gateway,
     ):
         children = gateway.children()
-        assert len(children) == 4
+        assert len(children) == 6
         gateway.stop(signal.SIGKILL)
         await wait_until(lambda: not any(alive(pid) for pid in children), timeout=5)
     (tmp_path / ".promptmill" / "valkey").mkdir()
@@ -165,7 +175,7 @@ async def test_a_redis_that_is_named_is_used_and_no_key_is_shown_to_anybody(tmp_
         variables = {"REDIS_URL": server.url, "GATEWAY_KEY": MASTER}
         arguments = ("--detailed_debug", "--request_timeout", "30")
         with start_gateway(tmp_path, *arguments, config=config, variables=variables) as gateway:
-            assert len(gateway.children()) == 4
+            assert len(gateway.children()) == 6
             assert server.url in gateway.log
             assert "master (from $GATEWAY_KEY)" in gateway.log
             assert "Authorization: Bearer $GATEWAY_KEY" in gateway.log

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar, Final, TypeVar
 
 from pipeline import metrics
@@ -26,6 +26,10 @@ T = TypeVar("T")
 
 _OVERLOADS: Final = (UpstreamOverloaded, UpstreamBusy, UpstreamTimeout)
 """What too many calls cause: live calls, which are few, need not rest for it."""
+
+
+NEWS: Final = 0.5
+"""Seconds by which a rest is longer than the known one that another process tells of something new."""
 
 
 class Gates(dict[str, Gate]):
@@ -63,6 +67,16 @@ class Gates(dict[str, Gate]):
             if gate is not None and (rest := gate.pace.rest):
                 found[deployment.model_name] = max(round(rest, 1), found.get(deployment.model_name, 0.0))
         return found
+
+    def rests(self) -> dict[str, float]:
+        """Return the deployments that rest, by id, and for how many seconds."""
+        return {name: rest for name, gate in self.items() if (rest := gate.pace.rest)}
+
+    def heed(self, resting: Mapping[str, float]) -> None:
+        """Hold the batch lane back for so many seconds: live calls of other processes met the provider's limit."""
+        for name, seconds in resting.items():
+            if seconds > self[name].pace.rest + NEWS:
+                self.hold(name, seconds)
 
     def hold(self, deployment_id: str, retry_after: float | None) -> None:
         """Hold the batch lane back: a live call met the provider's limit."""

@@ -232,7 +232,8 @@ async def _open(context: StageContext) -> AsyncIterator[DispatchStage]:
     chance = random.Random()  # noqa: S311 - spreads load, keeps no secret
     cooldowns = LocalCooldowns(settings.router)
     gates = Gates(cooldowns, chance)
-    context.tell_resting(partial(gates.resting, settings.deployments))
+    context.resting.models = partial(gates.resting, settings.deployments)
+    context.resting.deployments, context.resting.heed = gates.rests, gates.heed
     routers = {
         LIVE: Router(settings.router, cooldowns, chance, limited=gates.hold),
         BATCH: BatchRouter(settings.router, gates, chance),

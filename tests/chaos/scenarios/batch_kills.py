@@ -9,6 +9,7 @@ import signal
 import time
 
 import anyio
+import msgspec
 from chaos.arena import Arena, Layout
 from chaos.batches import ENDS, LINES, WINDOW, Batch
 from chaos.scenario import Verdict, scenario
@@ -17,8 +18,8 @@ from chaos.scenarios.server import kill_server, start_server
 from fakes.waiting import wait_until
 
 SETTINGS = f"batch_window: {WINDOW}"
-ONE = Layout(settings=SETTINGS, lease=2.0)
-TWO = Layout(settings=SETTINGS, lease=2.0, feed=2)
+ONE = Layout(settings=SETTINGS, lease=2.0, apart=True)
+TWO = msgspec.structs.replace(ONE, feed=2)
 """Two feed processes: the other one takes over."""
 
 KEPT = 24 * 2**20

@@ -9,10 +9,11 @@ import signal
 import time
 
 import anyio
-from chaos.arena import Arena, Layout
+import msgspec
+from chaos.arena import Arena
 from chaos.batches import LINES
 from chaos.scenario import Verdict, scenario
-from chaos.scenarios.batch_kills import KEPT, ONE, SETTINGS, TWO, again, took_over
+from chaos.scenarios.batch_kills import KEPT, ONE, TWO, again, took_over
 from fakes.upstream import Answer, failure
 
 ENDS = 240.0
@@ -99,7 +100,7 @@ scenario(
     "batch-manager-away",
     "F30",
     f"a prompt manager that raises for 6 s, in a batch of {LINES:,} lines of which half have a prompt",
-    layout=Layout(settings=SETTINGS, lease=2.0, manager=_MANAGER),
+    layout=msgspec.structs.replace(ONE, manager=_MANAGER),
     seconds=25,
 )(manager_away)
 

@@ -9,7 +9,7 @@ from fakes.deliveries import make_job
 from fakes.pipelines import Rival, ScriptedStage, quick, raw_link, running_worker, spec, stage_stream
 from fakes.waiting import wait_until
 
-from pipeline.job import BATCH, LIVE
+from pipeline.job import BATCH, LANES, LIVE
 from pipeline.stage import Done
 from pipeline.transport import keyspace
 from pipeline.transport.stage_stream import BESIDE
@@ -145,3 +145,45 @@ async def test_long_turns_hold_back_a_batch_while_live_jobs_come(url: str) -> No
         stream.turned(1.0)
         await live.add(_job(LIVE))
         assert len(await stream.fetch(80)) == 1, "80 are held, 64 may be"
+
+
+async def test_a_worker_of_one_lane_leaves_the_other_alone_and_has_all_slots_for_its_own(url: str) -> None:
+    go, served = anyio.Event(), {LIVE: list[str](), BATCH: list[str]()}
+
+    def stage(own: str) -> ScriptedStage:
+        async def note(delivery):
+            served[own].append(delivery.job.lane)
+            await go.wait()
+            return Done()
+
+        return ScriptedStage(note)
+
+    async with raw_link(url) as link:
+        rivals = {lane: Rival(link, "dispatch", lane) for lane in LANES}
+        for lane in LANES:
+            for _ in range(6):
+                await rivals[lane].add(_job(lane))
+        async with (
+            running_worker(url, QUICK, spec("dispatch", stage(LIVE), slots=4), lanes=(LIVE,)),
+            running_worker(url, QUICK, spec("dispatch", stage(BATCH), slots=4), lanes=(BATCH,)),
+        ):
+            await wait_until(lambda: len(served[LIVE]) == len(served[BATCH]) == 4)
+            go.set()
+            for lane in LANES:
+                await wait_until(lambda lane=lane: _length(link, rivals[lane], 0))
+    assert served == {LIVE: [LIVE] * 6, BATCH: [BATCH] * 6}
+
+
+async def test_what_a_dead_worker_of_a_lane_held_goes_to_another_of_that_lane(url: str) -> None:
+    live, batch = ScriptedStage(lambda _: _done()), ScriptedStage(lambda _: _done())
+    async with raw_link(url) as link:
+        dead = Rival(link, "dispatch", BATCH)
+        entry = await dead.add(_job(BATCH))
+        await dead.fetch()
+        await dead.age(entry)
+        async with (
+            running_worker(url, QUICK, spec("dispatch", live), lanes=(LIVE,)),
+            running_worker(url, QUICK, spec("dispatch", batch), lanes=(BATCH,)),
+        ):
+            await wait_until(lambda: batch.seen)
+    assert not live.seen

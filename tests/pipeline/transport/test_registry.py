@@ -7,6 +7,7 @@ import pytest
 from fakes.pipelines import raw_link
 from fakes.waiting import wait_until
 
+from pipeline.job import BATCH, LANES, LIVE
 from pipeline.transport import keyspace, registry
 from pipeline.transport.clock import ServerClock
 from pipeline.transport.registry import Registry, consumer_name, read_metrics, read_processes, this_process
@@ -14,10 +15,10 @@ from pipeline.transport.registry import Registry, consumer_name, read_metrics, r
 pytestmark = pytest.mark.anyio
 
 
-async def _registry(link, consumer: str, stages: tuple[str, ...] = ()) -> Registry:
+async def _registry(link, consumer: str, stages: tuple[str, ...] = (), lanes: tuple[str, ...] = LANES) -> Registry:
     clock = ServerClock()
     await clock.refresh(link)
-    return Registry(link, clock, this_process(consumer, "worker", stages, "digest"))
+    return Registry(link, clock, this_process(consumer, "worker", stages, "digest", lanes))
 
 
 async def test_processes_see_each_other_until_they_leave(url: str) -> None:
@@ -41,8 +42,8 @@ async def test_processes_see_each_other_until_they_leave(url: str) -> None:
 async def test_what_rests_for_one_process_is_known_to_all(url: str) -> None:
     async with raw_link(url) as link:
         me, one, other = [await _registry(link, name) for name in ("me", "one", "other")]
-        one.resting = lambda: {"gpt-4": 3.0, "small": 1.0}
-        other.resting = lambda: {"gpt-4": 7.5}
+        one.resting.models = lambda: {"gpt-4": 3.0, "small": 1.0}
+        other.resting.models = lambda: {"gpt-4": 7.5}
         for process in (one, other, me):
             await process.beat()
         assert me.backing_off == {"gpt-4": 7.5, "small": 1.0}
@@ -109,3 +110,30 @@ async def test_a_registration_without_an_end_is_passed_over(url: str) -> None:
 def test_consumer_names_are_never_equal() -> None:
     assert consumer_name("ingress") != consumer_name("ingress")
     assert consumer_name("ingress").startswith("ingress-")
+
+
+async def test_a_process_that_serves_batches_alone_is_no_worker_for_live_jobs(url: str) -> None:
+    async with raw_link(url) as link:
+        me, other = await _registry(link, "me"), await _registry(link, "other", ("dispatch",), (BATCH,))
+        await other.beat()
+        await me.beat()
+        assert me.live == {"me", "other"}
+        assert me.workers["dispatch"] == 0
+        await other.leave()
+        await me.leave()
+
+
+async def test_where_live_calls_met_a_limit_is_heard_by_the_processes_of_batches(url: str) -> None:
+    heard: list[dict[str, float]] = []
+    async with raw_link(url) as link:
+        live = await _registry(link, "live", ("dispatch",), (LIVE,))
+        both = await _registry(link, "both", ("dispatch",))
+        me = await _registry(link, "me", ("dispatch",), (BATCH,))
+        live.resting.deployments = lambda: {"a": 30.0}
+        both.resting.deployments = lambda: {"b": 30.0}
+        me.resting.heed = lambda resting: heard.append(dict(resting))
+        for process in (live, both, me):
+            await process.beat()
+        assert heard == [{"a": pytest.approx(30, abs=1)}]
+        for process in (live, both, me):
+            await process.leave()

@@ -114,6 +114,16 @@ async def test_what_a_live_call_met_holds_the_batch_back() -> None:
         await lanes.batch.run(lanes.group, Line())
 
 
+async def test_what_live_calls_of_other_processes_met_holds_the_batch_back_once() -> None:
+    lanes = Lanes("a")
+    lanes.gates.heed({"a": 30.0, "b": -1.0})
+    assert lanes.gates.rests() == {"a": pytest.approx(30, abs=1)}
+    lanes.gates.heed({"a": 12.0})
+    assert lanes.gates.rests() == {"a": pytest.approx(30, abs=1)}
+    with pytest.raises(Postponed):
+        await lanes.batch.run(lanes.group, Line())
+
+
 async def test_a_cooldown_of_live_calls_is_one_for_the_batch_too() -> None:
     lanes = Lanes("a")
     lanes.cooldowns.failed("a", at_once=True, seconds=40)
