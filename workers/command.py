@@ -46,13 +46,13 @@ def worker(stages: tuple[str, ...], lane: str | None, config: str | None, data_d
     75 the worker asked to be restarted (a prompt manager blocks half of its slots).
     """
     logs.configure(debug=debug)
+    if lane == BATCH:
+        startup.stand_back()
     source = startup.Source(config, data_dir)
     settings = source.load()
     try:
         specs = [load_stage(name) for name in dict.fromkeys(stages)]
         startup.spare_collections()
-        if lane == BATCH:
-            startup.stand_back()
         ended = anyio.run(
             _serve,
             specs,

@@ -59,7 +59,7 @@ def test_the_demo_answers_the_curl_it_prints_and_leaves_nothing_after_ctrl_c(tmp
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["choices"][0]["message"]["content"] == "system: Be a good Bot!\nuser: hi"
         children = gateway.children()
-        assert len(children) == 5
+        assert len(children) == 7
         assert gateway.stop() == 0
     assert not any(alive(pid) for pid in children)
     left = [path.name for path in (tmp_path / "data").rglob("*")]

@@ -62,7 +62,7 @@ async def test_a_changed_model_list_is_served_without_a_failed_request(
         after = parts(gateway)
         assert after["server"] == before["server"]
         assert not {before[part] for part in ("ingress", "resolve", "dispatch")} & set(after.values())
-        assert len(gateway.children()) == 5
+        assert len(gateway.children()) == 7
         await wait_until(lambda: drained(tmp_path), timeout=20, every=0.1)
         assert gateway.stop(signal.SIGTERM) == 0
 

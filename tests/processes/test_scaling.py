@@ -27,6 +27,7 @@ from pipeline.transport.overview import read_overview
 pytestmark = [pytest.mark.processes, pytest.mark.anyio]
 
 ROOT = Path(__file__).parents[2]
+BATCHES = ("resolve-batch", "dispatch-batch", "feed")
 COUNTS = {"resolve": 2, "dispatch": 3, "ingress": 2}
 JOBS = re.compile(r'^promptmill_jobs_total\{(?=.*stage="(\w+)")(?=.*process="([^"]+)").*\} ([0-9.]+)$', re.MULTILINE)
 REQUESTS = re.compile(
@@ -74,7 +75,7 @@ async def busy(url: str) -> dict[str, set[str]]:
 async def test_work_spreads_over_every_process_of_a_scaled_gateway(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     scales = [word for name, count in COUNTS.items() for word in ("--scale", f"{name}={count}")]
     with start_gateway(tmp_path, *scales, config=configuration(tmp_path, upstream)) as gateway:
-        assert len(gateway.children()) == sum(COUNTS.values()) + len(["feed", "server"])
+        assert len(gateway.children()) == sum(COUNTS.values()) + len([*BATCHES, "server"])
 
         async def all_busy() -> bool:
             return {name: len(processes) for name, processes in (await busy(gateway.url)).items()} == COUNTS
@@ -118,7 +119,7 @@ async def test_the_same_procfile_runs_under_honcho_with_a_redis_of_its_own(
                     ready = (await caller.client.get("/health/readiness")).status_code == 200
             except httpx2.TransportError:
                 return False
-            return ready and len((await read_overview(server.url, STAGES)).processes) == 6 + len(["feed"])
+            return ready and len((await read_overview(server.url, STAGES)).processes) == 6 + len(BATCHES)
 
         log = tmp_path / "honcho.log"
         try:
