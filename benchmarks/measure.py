@@ -92,6 +92,12 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
+def busy_seconds() -> float:
+    """Return the CPU seconds that all processors of the machine have spent on anything."""
+    user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().partition("\n")[0].split()[1:8])
+    return (user + nice + system + sum(interrupts)) / TICKS
+
+
 def rss_bytes(pid: int) -> int:
     """Return a process's resident memory."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
