@@ -125,8 +125,14 @@ class LocalBlobs:
         growing = path.with_name(path.name + GROWING)
         begins = not growing.exists()
         descriptor = self._create(growing, os.O_RDWR)
-        if begins:
-            sync_directory(self._root)  # what is appended is as durable as the name it is found under
+        try:
+            if begins:
+                sync_directory(self._root)  # what is appended is as durable as the name it is found under
+            else:
+                os.fdatasync(descriptor)  # who reads what a killed writer left builds on it: it must not vanish later
+        except OSError:
+            os.close(descriptor)
+            raise
         return descriptor
 
     def _create_small(self, path: Path, data: bytes) -> bool:

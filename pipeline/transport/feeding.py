@@ -174,15 +174,10 @@ class FeedTransport:
         """Whether other live processes have this configuration, as far as is known, and this one has not."""
         return config != self._settings.digest and (config in self._registry.configs or not self.connected)
 
-    async def waiting(self) -> dict[str, int]:
-        """Return how many lines of all batches wait for a worker, by stage. Raises TransportUnavailable."""
-        waiting = {}
-        for stage in STAGES:
-            stream = keyspace.jobs(stage, BATCH)
-            length, pending = await self._links["upkeep"].call(("XLEN", stream), ("XPENDING", stream, keyspace.GROUP))
-            in_flight = 0 if isinstance(pending, ResponseError) else int(pending[0])
-            waiting[stage] = max(0, length - in_flight)
-        return waiting
+    @property
+    def waiting(self) -> dict[str, int]:
+        """Lines of all batches that wait for a worker, by stage: as of the last admission, a second ago at most."""
+        return {stage: self._admission.loads[stage, BATCH].backlog for stage in STAGES}
 
     async def under_way(self, batch: str) -> UnderWay:
         """Return what Redis holds of a batch. Raises TransportUnavailable."""

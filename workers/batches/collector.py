@@ -53,15 +53,18 @@ class Collector:
 
     async def run(self) -> None:
         """Collect for ever. Raises Superseded."""
-        backoff = Backoff()
+        backoff, told = Backoff(), False
         while True:
             try:
                 arrived = await self._stream.read()
-                backoff.reset()
             except TransportError as error:
-                log.warning("answers cannot be read", batch=self._request.id, error=str(error))
+                if not told:
+                    log.warning("answers cannot be read", batch=self._request.id, error=str(error))
+                told = True
                 await backoff.pause()
                 continue
+            backoff.reset()
+            told = False
             if arrived:
                 await self._take(arrived)
                 if len(arrived) < min(READ_COUNT, len(self._window.open) // MANY):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any, Final
 
@@ -181,22 +181,19 @@ class BatchRun:
                 work.cancel()
                 return
             await self._ledger.check()  # before the answers are given another day to live
-            try:
+            with suppress(TransportError):  # it looks again
                 await search.look()
-                waiting = await self._desk.transport.waiting()
-            except TransportError:
-                waiting = {}
-            await self._report(window, waiting)
+            await self._report(window)
             await anyio.sleep(WATCH_EVERY)
 
-    async def _report(self, window: Window, waiting: dict[str, int]) -> None:
+    async def _report(self, window: Window) -> None:
         """Keep the record fresh. Raises Superseded."""
-        ledger = self._ledger
+        ledger, transport = self._ledger, self._desk.transport
         resting = len(window.rests)
         lines = {"open": len(window.open) + resting, "resting": resting, "dead": len(window.aside)}
-        patterns, resting_models = self._request.allowed_models, self._desk.transport.backing_off
-        seen = {model: rest for model, rest in resting_models.items() if allows(patterns, model)}
-        progress = ledger.progress(**lines, waiting=waiting, backing_off=seen, paused=window.paused)
+        patterns = self._request.allowed_models
+        seen = {model: rest for model, rest in transport.backing_off.items() if allows(patterns, model)}
+        progress = ledger.progress(**lines, waiting=transport.waiting, backing_off=seen, paused=window.paused)
         if progress != ledger.record.progress:
             await ledger.save(progress=progress)
 

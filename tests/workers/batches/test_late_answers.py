@@ -41,12 +41,12 @@ async def test_lines_wait_for_a_worker_as_long_as_it_takes(server: Server, short
     async with keeping(desk):
         batch_id = await create(desk, lines(3))
 
-        async def are_fed() -> bool:
-            return (await desk.transport.waiting())["dispatch"] == 3
+        def are_fed() -> bool:
+            return desk.transport.waiting["dispatch"] == 3
 
         await wait_until(are_fed, timeout=10)
         await passes(3 * TIMEOUT)
-        assert await are_fed()
+        assert are_fed()
         async with working(server, short, stage):
             record = (await ended(desk, batch_id)).record
     assert (record.completed, record.failed, record.progress.retries) == (3, 0, 3)
