@@ -113,8 +113,10 @@ class WorkerTransport:
             except TransportError as error:
                 log.warning("waiting for redis", error=str(error))
                 await backoff.pause()
-        for task in (self.writer.run, self._keep_leases, self._keep_moving, self._keep_room, self._keep_house):
+        for task in (self.writer.run, self._keep_leases, self._keep_moving, self._keep_house):
             support.start_soon(task)
+        if len(self._lanes) > 1:
+            support.start_soon(self._keep_room)
         support.start_soon(self._cancels.follow, self._cancel)
 
     def _cancel(self, job_id: str) -> None:
@@ -157,7 +159,7 @@ class WorkerTransport:
                 await backoff.pause()
 
     async def _keep_room(self) -> None:
-        """Measure turns of the event loop, in CPU time: what other processes do makes no difference to it."""
+        """Measure turns of the event loop, for both lanes share it, in CPU time: other processes do not count."""
         while True:
             await anyio.sleep(TURN_EVERY)
             began = time.thread_time()
