@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -218,7 +218,8 @@ class _LocalWriter:
 
     def close(self) -> None:
         os.close(self._descriptor)
-        self._part.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that became read-only has said so already, and a sweep removes the part
+            self._part.unlink(missing_ok=True)
 
     def _flush(self) -> None:
         data = self._intake.piece()

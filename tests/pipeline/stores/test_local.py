@@ -128,6 +128,27 @@ async def test_a_disk_that_fills_up_meanwhile_is_noticed(blobs: LocalBlobs, root
     assert names_in(root) == []
 
 
+async def test_a_disk_that_becomes_read_only_is_a_507_and_a_sweep_removes_what_was_begun(
+    blobs: LocalBlobs, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    async def fill() -> None:
+        async with blobs.write("some") as writer:
+            await writer.write(b"x" * PIECE)
+            disk.setattr("os.write", refuse)
+            disk.setattr(Path, "unlink", refuse)
+            await writer.write(b"x" * PIECE)
+
+    with monkeypatch.context() as disk, pytest.raises(StorageFull, match="read-only"):
+        await fill()
+    (part,) = names_in(root)
+    age(root / part)
+    await blobs.sweep(idle=OLD / 2)
+    assert names_in(root) == []
+
+
 async def test_a_directory_that_cannot_be_made_is_a_507(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageFull, match="not a directory"):
