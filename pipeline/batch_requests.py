@@ -44,11 +44,6 @@ class Judge:
             param = f"body.{error.param}" if error.param else "body"
             return LineError(error.code, error.message, param, line.number)
 
-    def custom_id(self, line: Line) -> str:
-        """Return the `custom_id` of a line that is known to be valid; what it asks for may not be any more."""
-        checked = check_line(line, self._endpoint)
-        return "" if isinstance(checked, LineError) else checked.custom_id
-
     def _judge(self, line: BatchLine) -> Request:
         body, model = bytes(line.body), line.model or OPERATIONS[self.operation].model
         view = decode_view(body)

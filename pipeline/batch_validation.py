@@ -11,7 +11,7 @@ from anyio import CapacityLimiter, from_thread, to_thread
 
 from pipeline.batch_requests import Judge, Request
 from pipeline.settings import Settings
-from pipeline.stores.batch_lines import LineError, duplicate
+from pipeline.stores.batch_lines import LineError, duplicate, name_of
 from pipeline.stores.blobs import Blob
 from pipeline.stores.lines import CustomIds, Line, Splitter, read_lines, read_pieces
 
@@ -83,7 +83,7 @@ class Validation:
         async with aclosing(read_lines(self._blob, self._longest, offset)) as source:
             async for lines in source:
                 if lines:  # a long one comes in several pieces
-                    return self._judge.custom_id(lines[0])
+                    return name_of(lines[0])
         return ""
 
 

@@ -58,7 +58,12 @@ class _Usual(msgspec.Struct, forbid_unknown_fields=True):
     body: msgspec.Raw
 
 
+class _Named(msgspec.Struct):
+    custom_id: str = ""
+
+
 _decode_usual: Final = msgspec.json.Decoder(_Usual).decode
+_decode_named: Final = msgspec.json.Decoder(_Named).decode
 
 
 class _Refused(Exception):
@@ -73,6 +78,14 @@ def check_line(line: Line, endpoint: str) -> BatchLine | LineError:
         return _checked(line, endpoint)
     except _Refused as refused:
         return LineError(*refused.error, line=line.number)
+
+
+def name_of(line: Line) -> str:
+    """Return the `custom_id` of a line that is known to be valid; empty if it cannot be read any more."""
+    try:
+        return _decode_named(line.data or b"").custom_id
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
 
 
 def duplicate(line: Line) -> LineError:

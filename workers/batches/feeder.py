@@ -10,7 +10,7 @@ import anyio
 from pipeline import failpoints
 from pipeline.errors import ConfigMismatch, DeadlineExceeded
 from pipeline.job import ErrorFields, Job
-from pipeline.stores.batch_lines import LineError
+from pipeline.stores.batch_lines import LineError, name_of
 from pipeline.stores.batch_records import BatchRequest
 from pipeline.stores.lines import Line
 from pipeline.transport.feeding import FeedTransport
@@ -127,7 +127,7 @@ class Feeder:
         """Return the next job of a line, or why it cannot run any more: when it was validated it could."""
         request = self._reader.read(text)
         if isinstance(request, LineError):
-            line.custom_id = self._reader.custom_id(text)
+            line.custom_id = name_of(text)
             if self._transport.may_lag(self._request.config):
                 return ConfigMismatch("the line is wrong in this configuration, and right in another").fields("feed")
             return ErrorFields(status=400, type="invalid_request_error", code=request.code, message=request.message)

@@ -16,7 +16,7 @@ from pipeline.batch_validation import Validation
 from pipeline.catalog import Catalog, allows
 from pipeline.errors import ConfigMismatch, FileDamaged, NotFound, PipelineError, TransportError
 from pipeline.settings import Settings
-from pipeline.stores.batch_lines import LineError
+from pipeline.stores.batch_lines import LineError, name_of
 from pipeline.stores.batch_records import BatchState
 from pipeline.stores.batches import BatchStore
 from pipeline.stores.blobs import Blob
@@ -166,7 +166,7 @@ class BatchRun:
                     if line.number > fed:
                         return Input(blob, longest, line.offset, line.number)
                     if line.number not in self._ledger.done:
-                        window.inherit(OpenLine(line, self._reader.custom_id(line)), now)
+                        window.inherit(OpenLine(line, name_of(line)), now)
         return Input(blob, longest, blob.size, fed + 1)
 
     async def _watch(self, window: Window, stream: LineStream, work: anyio.CancelScope) -> None:
@@ -247,7 +247,7 @@ class BatchRun:
         async for lines in read_lines(blob, self._desk.settings.files.max_line_bytes):
             for line in lines:
                 if line.number not in done:
-                    custom_id = self._reader.custom_id(line)
+                    custom_id = name_of(line)
                     text = answers.unrun(self._request.hex, line.number, custom_id, code, message)
                     errors.add(line.number, text, code)
             await self._ledger.write(errors)
