@@ -35,6 +35,13 @@ mine = Mine()
 """
 
 
+def model_list(url: str, *names: str) -> str:
+    """Return the part of a configuration that serves models, by default gpt-4, from an upstream."""
+    where = f"api_base: '{url}', api_key: sk-upstream"
+    served = (f"model_name: {name}, litellm_params: {{model: openai/{name}, {where}}}" for name in names or ["gpt-4"])
+    return "model_list:\n" + "".join(f"  - {{{model}}}\n" for model in served)
+
+
 def environment(**more: str) -> dict[str, str]:
     """Return this process's environment without anything that says something to a gateway."""
     unwanted = ("REDIS_URL", "PORT", "NUM_WORKERS", "LITELLM_MASTER_KEY")

@@ -12,8 +12,8 @@ from pathlib import Path
 import anyio
 import pytest
 from fakes.callers import Caller, calling, drained, overview, parts
-from fakes.gateways import MANAGER, Gateway, start_gateway
-from fakes.upstream import HANG, Answer, Received, ScriptedUpstream, chunk, default, hang, run_upstream_in_thread, sse
+from fakes.gateways import MANAGER, Gateway, model_list, start_gateway
+from fakes.upstream import HANG, Answer, Received, ScriptedUpstream, chunk, default, hang, sse
 from fakes.waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.anyio]
@@ -28,24 +28,10 @@ SLOW_HOOK = "import time\n" + MANAGER.replace(
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[ScriptedUpstream]:
-    with run_upstream_in_thread() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("leaving")
-
-
-@pytest.fixture(scope="module")
 def gateway(directory: Path, upstream: ScriptedUpstream) -> Iterator[Gateway]:
     (directory / "mine.py").write_text(SLOW_HOOK)
     config = (
-        "model_list:\n"
-        "  - model_name: gpt-4\n"
-        f"    litellm_params: {{model: openai/gpt-4, api_base: '{upstream.url}', api_key: sk-upstream}}\n"
-        "litellm_settings: {callbacks: mine.mine}\n"
+        model_list(upstream.url) + "litellm_settings: {callbacks: mine.mine}\n"
         f"promptmill_settings: {{dispatch_slots: {SLOTS}}}\n"
     )
     with start_gateway(directory, config=config) as running:

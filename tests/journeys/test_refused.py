@@ -25,7 +25,6 @@ from fakes.upstream import (
     hang,
     raw,
     reply,
-    run_upstream_in_thread,
     sse,
 )
 from fakes.waiting import wait_until
@@ -60,17 +59,6 @@ def configuration(upstream: ScriptedUpstream) -> str:
         "general_settings: {master_key: os.environ/PROMPTMILL_MASTER_KEY}\n"
         f"promptmill_settings: {{max_body_bytes: 65536, max_backlog: {MAX_BACKLOG}, lease: 2}}\n"
     )
-
-
-@pytest.fixture(scope="module")
-def upstream() -> Iterator[ScriptedUpstream]:
-    with run_upstream_in_thread() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("refusals")
 
 
 def check_log(gateway: Gateway) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 from fakes.callers import calling, drained, parts
-from fakes.gateways import Gateway, environment, start_gateway
-from fakes.upstream import CUT, HANG, ScriptedUpstream, chunk, default, run_upstream_in_thread, sse
+from fakes.gateways import Gateway, environment, model_list, start_gateway
+from fakes.upstream import CUT, HANG, ScriptedUpstream, chunk, default, sse
 from fakes.waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.anyio]
@@ -26,24 +26,8 @@ USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5, "prompt_
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[ScriptedUpstream]:
-    with run_upstream_in_thread() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("streaming")
-
-
-@pytest.fixture(scope="module")
 def gateway(directory: Path, upstream: ScriptedUpstream) -> Iterator[Gateway]:
-    config = (
-        "model_list:\n"
-        "  - model_name: gpt-4\n"
-        f"    litellm_params: {{model: openai/gpt-4, api_base: '{upstream.url}', api_key: sk-upstream}}\n"
-        "promptmill_settings: {lease: 2}\n"
-    )
+    config = model_list(upstream.url) + "promptmill_settings: {lease: 2}\n"
     with start_gateway(directory, config=config) as running:
         yield running
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fakes.batches import line, lines
 from fakes.gateways import Gateway, start_gateway
-from fakes.upstream import Answer, Gate, Received, ScriptedUpstream, completion, failure, reply, run_upstream_in_thread
+from fakes.upstream import Answer, Gate, Received, ScriptedUpstream, completion, failure, reply
 
 from pipeline import cli, lockfile
 from workers.batch_command.state import State
@@ -33,12 +33,6 @@ def refusing(*texts: str) -> Callable[[Received], Answer]:
         return failure(400, "too long", code="too_long") if asked(received) in texts else echo(received)
 
     return answer
-
-
-@pytest.fixture(scope="module")
-def upstream() -> Iterator[ScriptedUpstream]:
-    with run_upstream_in_thread() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ import httpx2
 import pytest
 from fakes.batches import CHAT, BatchClient, line, lines
 from fakes.callers import drained, parts
-from fakes.gateways import MANAGER, Gateway, start_gateway
+from fakes.gateways import MANAGER, Gateway, model_list, start_gateway
 from fakes.limiters import token_bucket
-from fakes.upstream import Answer, Received, ScriptedUpstream, completion, failure, raw, reply, run_upstream_in_thread
+from fakes.upstream import Answer, Received, ScriptedUpstream, completion, failure, raw, reply
 from fakes.waiting import wait_until
 
 from pipeline.operations import OPERATIONS, Operation
@@ -48,17 +48,6 @@ def asked(received: Received) -> str:
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[ScriptedUpstream]:
-    with run_upstream_in_thread() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("batches")
-
-
-@pytest.fixture(scope="module")
 def failpoints(directory: Path) -> Path:
     """Return the directory whose files make a process fail, each once."""
     armed = directory / "failpoints"
@@ -70,14 +59,8 @@ def failpoints(directory: Path) -> Path:
 def gateway(directory: Path, upstream: ScriptedUpstream, failpoints: Path) -> Iterator[Gateway]:
     (directory / "mine.py").write_text(MANAGER)
     config = (
-        "model_list:\n"
-        "  - model_name: gpt-4\n"
-        f"    litellm_params: {{model: openai/gpt-4, api_base: '{upstream.url}', api_key: sk-upstream}}\n"
-        "  - model_name: barred\n"
-        f"    litellm_params: {{model: openai/barred, api_base: '{upstream.url}', api_key: sk-upstream}}\n"
-        "  - model_name: limited\n"
-        f"    litellm_params: {{model: openai/limited, api_base: '{upstream.url}', api_key: sk-upstream}}\n"
-        "  - {model_name: local, litellm_params: {model: echo/echo}}\n"
+        model_list(upstream.url, "gpt-4", "barred", "limited")
+        + "  - {model_name: local, litellm_params: {model: echo/echo}}\n"
         "litellm_settings: {callbacks: mine.mine}\n"
         f"promptmill_settings: {{batch_window: {WINDOW}, lease: 2}}\n"
     )

@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx2
 import pytest
 from fakes.batches import BatchClient, lines
-from fakes.gateways import Gateway, start_gateway
-from fakes.upstream import ScriptedUpstream, completion, raw, reply, run_upstream_in_thread
+from fakes.gateways import Gateway, model_list, start_gateway
+from fakes.upstream import ScriptedUpstream, completion, raw, reply
 from fakes.waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.anyio, pytest.mark.timeout(120)]
@@ -20,20 +20,15 @@ LINES = 1500
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[ScriptedUpstream]:
-    with run_upstream_in_thread() as running:
-        running.default = lambda received: raw(0.3, *reply(completion(received.json["model"])).steps)
-        yield running
+def upstream(upstream: ScriptedUpstream) -> ScriptedUpstream:
+    upstream.default = lambda received: raw(0.3, *reply(completion(received.json["model"])).steps)
+    return upstream
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory, upstream: ScriptedUpstream) -> Iterator[Gateway]:
-    directory: Path = tmp_path_factory.mktemp("shares")
+def gateway(directory: Path, upstream: ScriptedUpstream) -> Iterator[Gateway]:
     config = (
-        "model_list:\n"
-        "  - model_name: gpt-4\n"
-        f"    litellm_params: {{model: openai/gpt-4, api_base: '{upstream.url}', api_key: sk-upstream}}\n"
-        "general_settings: {master_key: sk-the-master-key}\n"
+        model_list(upstream.url) + "general_settings: {master_key: sk-the-master-key}\n"
         "promptmill_settings: {batch_window: 120, keys: {one: sk-of-one, five: sk-of-five}}\n"
     )
     with start_gateway(directory, "--scale", "feed=2", config=config) as running:

@@ -13,7 +13,7 @@ import anyio
 import httpx2
 import pytest
 from fakes.callers import Caller, Response, calling, drained, overview, parts
-from fakes.gateways import MANAGER, Gateway, alive, promptmill, start_gateway
+from fakes.gateways import MANAGER, Gateway, alive, model_list, promptmill, start_gateway
 from fakes.upstream import (
     Answer,
     Received,
@@ -22,7 +22,6 @@ from fakes.upstream import (
     completion,
     raw,
     reply,
-    run_upstream_in_thread,
     sse,
 )
 from fakes.waiting import wait_until
@@ -51,26 +50,15 @@ def asked(received: Received) -> str:
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[ScriptedUpstream]:
-    with run_upstream_in_thread() as running:
-        running.default = slow_answer
-        yield running
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kills")
+def upstream(upstream: ScriptedUpstream) -> ScriptedUpstream:
+    upstream.default = slow_answer
+    return upstream
 
 
 @pytest.fixture(scope="module")
 def gateway(directory: Path, upstream: ScriptedUpstream) -> Iterator[Gateway]:
     (directory / "mine.py").write_text(SHORT_HOOK)
-    config = (
-        "model_list:\n"
-        "  - model_name: gpt-4\n"
-        f"    litellm_params: {{model: openai/gpt-4, api_base: '{upstream.url}', api_key: sk-upstream}}\n"
-        "litellm_settings: {callbacks: mine.mine}\n"
-    )
+    config = model_list(upstream.url) + "litellm_settings: {callbacks: mine.mine}\n"
     with start_gateway(directory, config=config) as running:
         yield running
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio
 import pytest
 from fakes.callers import calling, drained, parts
-from fakes.gateways import MANAGER, Gateway, alive, start_gateway
+from fakes.gateways import MANAGER, Gateway, alive, model_list, start_gateway
 from fakes.loads import asked, called_twice, load, slow
 from fakes.upstream import Answer, Received, ScriptedUpstream, completion, hang, reply, run_upstream_in_thread
 from fakes.waiting import wait_until
@@ -25,29 +25,15 @@ pytestmark = [pytest.mark.processes, pytest.mark.anyio]
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[ScriptedUpstream]:
-    with run_upstream_in_thread() as running:
-        running.default = slow
-        yield running
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("rolling")
-
-
-def configuration(upstream: ScriptedUpstream) -> str:
-    return (
-        "model_list:\n"
-        "  - model_name: gpt-4\n"
-        f"    litellm_params: {{model: openai/gpt-4, api_base: '{upstream.url}', api_key: sk-upstream}}\n"
-    )
+def upstream(upstream: ScriptedUpstream) -> ScriptedUpstream:
+    upstream.default = slow
+    return upstream
 
 
 @pytest.fixture(scope="module")
 def gateway(directory: Path, upstream: ScriptedUpstream) -> Iterator[Gateway]:
     (directory / "mine.py").write_text(MANAGER.replace('{"role": "system", "content": "from mine"}, ', ""))
-    config = configuration(upstream) + "litellm_settings: {callbacks: mine.mine}\n"
+    config = model_list(upstream.url) + "litellm_settings: {callbacks: mine.mine}\n"
     with start_gateway(directory, config=config) as running:
         yield running
 
@@ -96,7 +82,7 @@ async def test_what_a_draining_worker_fetched_and_did_not_start_is_done_by_anoth
 
     with (
         run_upstream_in_thread() as upstream,
-        start_gateway(tmp_path, "--scale", "dispatch=2", config=configuration(upstream)) as gateway,
+        start_gateway(tmp_path, "--scale", "dispatch=2", config=model_list(upstream.url)) as gateway,
     ):
         upstream.default = answer
         async with calling(gateway.url) as caller, anyio.create_task_group() as tasks:

@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
 from fakes.callers import calling, drained, parts
-from fakes.gateways import Gateway, alive, start_gateway
+from fakes.gateways import Gateway, alive, model_list, start_gateway
 from fakes.loads import called_twice, load, slow
-from fakes.upstream import ScriptedUpstream, run_upstream_in_thread
+from fakes.upstream import ScriptedUpstream
 from fakes.waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.anyio]
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[ScriptedUpstream]:
-    with run_upstream_in_thread() as running:
-        running.default = slow
-        yield running
+def upstream(upstream: ScriptedUpstream) -> ScriptedUpstream:
+    upstream.default = slow
+    return upstream
 
 
 @pytest.fixture(autouse=True)
 def no_calls_so_far(upstream: ScriptedUpstream) -> None:
     upstream.requests.clear()
-
-
-def models(upstream: ScriptedUpstream, *names: str) -> str:
-    params = f"{{model: openai/gpt-4, api_base: '{upstream.url}', api_key: sk-upstream}}"
-    entries = "".join(f"  - model_name: {name}\n    litellm_params: {params}\n" for name in names)
-    return f"model_list:\n{entries}"
 
 
 def reload(gateway: Gateway, directory: Path, config: str) -> None:
@@ -44,19 +36,19 @@ def reload(gateway: Gateway, directory: Path, config: str) -> None:
 async def test_a_changed_model_list_is_served_without_a_failed_request(
     tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
-    with start_gateway(tmp_path, config=models(upstream, "gpt-4", "leaving")) as gateway:
+    with start_gateway(tmp_path, config=model_list(upstream.url, "gpt-4", "leaving")) as gateway:
         before = parts(gateway)
         async with load(gateway.url) as clients, calling(gateway.url) as caller:
             await clients.goes_on()
             assert (await caller.chat("x", model="leaving")).status == 200
             assert (await caller.chat("x", model="coming")).status == 404
-            reload(gateway, tmp_path, models(upstream, "gpt-4", "coming"))
+            reload(gateway, tmp_path, model_list(upstream.url, "gpt-4", "coming"))
             await wait_until(lambda: "reloaded:" in gateway.log, timeout=40)
             await clients.goes_on()
             assert (await caller.chat("x", model="leaving")).status == 404
             assert (await caller.chat("y", model="coming")).status == 200
-        assert "reloaded: models coming -> openai/gpt-4" in gateway.log
-        assert "no more: models leaving -> openai/gpt-4" in gateway.log
+        assert "reloaded: models coming -> openai/coming" in gateway.log
+        assert "no more: models leaving -> openai/leaving" in gateway.log
         assert '"needs_restart":[]' in gateway.log, "its process is about to be replaced"
         assert not set(called_twice(upstream))
         after = parts(gateway)
@@ -68,7 +60,7 @@ async def test_a_changed_model_list_is_served_without_a_failed_request(
 
 
 async def test_a_file_that_cannot_be_used_changes_nothing(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    good = models(upstream, "gpt-4")
+    good = model_list(upstream.url, "gpt-4")
     with start_gateway(tmp_path, config=good) as gateway:
         before = gateway.children()
         for bad, words in (
@@ -93,9 +85,9 @@ async def test_a_file_that_cannot_be_used_changes_nothing(tmp_path: Path, upstre
 
 
 async def test_what_only_a_restart_changes_is_told_and_kept(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    with start_gateway(tmp_path, config=models(upstream, "gpt-4")) as gateway:
+    with start_gateway(tmp_path, config=model_list(upstream.url, "gpt-4")) as gateway:
         changed = "promptmill_settings: {data_dir: elsewhere, redis_url: 'redis://elsewhere', persistence: always}\n"
-        reload(gateway, tmp_path, models(upstream, "gpt-4", "second") + changed)
+        reload(gateway, tmp_path, model_list(upstream.url, "gpt-4", "second") + changed)
         await wait_until(lambda: "| reloading" in gateway.log)
         gateway.process.send_signal(signal.SIGHUP)  # during the first: one more follows
         await wait_until(lambda: gateway.log.count("| reloaded") == 2, timeout=60)
@@ -108,7 +100,7 @@ async def test_what_only_a_restart_changes_is_told_and_kept(tmp_path: Path, upst
 async def test_sigterm_during_a_reload_finishes_what_is_in_flight_and_leaves_nothing(
     tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
-    with start_gateway(tmp_path, config=models(upstream, "gpt-4")) as gateway:
+    with start_gateway(tmp_path, config=model_list(upstream.url, "gpt-4")) as gateway:
         async with calling(gateway.url) as caller, caller.stream("hi") as response:
             gateway.process.send_signal(signal.SIGHUP)
             await wait_until(lambda: len(gateway.children()) > 4, timeout=20)
@@ -126,7 +118,7 @@ async def test_keys_come_and_go_by_a_reload_and_nobody_elses_request_fails(
 ) -> None:
     def keyed(*names: str) -> str:
         keys = ", ".join(f"{name}: sk-of-{name}" for name in names)
-        return models(upstream, "gpt-4") + f"promptmill_settings: {{keys: {{{keys}}}}}\n"
+        return model_list(upstream.url, "gpt-4") + f"promptmill_settings: {{keys: {{{keys}}}}}\n"
 
     async def refused(url: str, name: str) -> bool:
         async with calling(url, f"sk-of-{name}") as caller:
@@ -146,7 +138,7 @@ async def test_keys_come_and_go_by_a_reload_and_nobody_elses_request_fails(
 
 
 async def test_an_address_of_others_is_not_left_without_a_key(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    open_to_all = models(upstream, "gpt-4")
+    open_to_all = model_list(upstream.url, "gpt-4")
     keyed = open_to_all + "general_settings: {master_key: sk-a-long-and-random-one}\n"
     with start_gateway(tmp_path, "--host", "0.0.0.0", config=keyed) as gateway:
         reload(gateway, tmp_path, open_to_all)
@@ -159,7 +151,7 @@ async def test_a_process_that_does_not_start_with_the_new_configuration_leaves_t
 ) -> None:
     procfile = "ingress: promptmill ingress\nresolve: promptmill worker resolve\ndispatch: promptmill worker dispatch\n"
     (tmp_path / "Procfile").write_text(procfile)
-    with start_gateway(tmp_path, config=models(upstream, "gpt-4")) as gateway:
+    with start_gateway(tmp_path, config=model_list(upstream.url, "gpt-4")) as gateway:
         before = parts(gateway)
         (tmp_path / "Procfile").write_text(procfile.replace("worker dispatch", "worker nowhere"))
         gateway.process.send_signal(signal.SIGHUP)

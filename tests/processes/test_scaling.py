@@ -16,9 +16,9 @@ from pathlib import Path
 import httpx2
 import pytest
 from fakes.callers import calling
-from fakes.gateways import MANAGER, alive, environment, start_gateway
+from fakes.gateways import MANAGER, alive, environment, model_list, start_gateway
 from fakes.servers import start_server
-from fakes.upstream import Answer, Received, ScriptedUpstream, completion, raw, reply, run_upstream_in_thread
+from fakes.upstream import Answer, Received, ScriptedUpstream, completion, raw, reply
 from fakes.waiting import wait_until
 
 from pipeline.transport.client import STAGES
@@ -40,19 +40,15 @@ def answer(received: Received) -> Answer:
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[ScriptedUpstream]:
-    with run_upstream_in_thread() as running:
-        running.default = answer
-        yield running
+def upstream(upstream: ScriptedUpstream) -> ScriptedUpstream:
+    upstream.default = answer
+    return upstream
 
 
 def configuration(directory: Path, upstream: ScriptedUpstream) -> str:
     (directory / "mine.py").write_text(MANAGER)
     return (
-        "model_list:\n"
-        "  - model_name: gpt-4\n"
-        f"    litellm_params: {{model: openai/gpt-4, api_base: '{upstream.url}', api_key: sk-upstream}}\n"
-        "litellm_settings: {callbacks: mine.mine}\n"
+        model_list(upstream.url) + "litellm_settings: {callbacks: mine.mine}\n"
         "promptmill_settings: {prompt_slots: 8, dispatch_slots: 8}\n"
     )
 

@@ -13,8 +13,8 @@ import pytest
 from fakes.batches import BatchClient, lines
 from fakes.blob_cases import CASES, Case
 from fakes.environments import Environments
-from fakes.gateways import Gateway, start_gateway
-from fakes.upstream import Answer, Received, completion, raw, reply, run_upstream_in_thread
+from fakes.gateways import Gateway, model_list, start_gateway
+from fakes.upstream import Answer, Received, ScriptedUpstream, completion, raw, reply
 from fakes.waiting import wait_until
 
 from pipeline.startup import embedded_url
@@ -61,24 +61,15 @@ async def test_it_does_what_is_needed(options: dict[str, str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("objects")
-
-
-@pytest.fixture(scope="module")
-def gateway(endpoint: str, directory: Path) -> Iterator[Gateway]:
-    with run_upstream_in_thread() as upstream:
-        upstream.default = slow_echo
-        config = (
-            "model_list:\n"
-            "  - model_name: gpt-4\n"
-            f"    litellm_params: {{model: openai/gpt-4, api_base: '{upstream.url}', api_key: sk-upstream}}\n"
-            "promptmill_settings:\n"
-            f"  {{batch_window: 200, lease: 1, storage: {URL},\n"
-            f"   storage_options: {{endpoint: '{endpoint}', region: us-east-1, allow_http: true}}}}\n"
-        )
-        with start_gateway(directory, "--scale", "feed=2", config=config, variables=CREDENTIALS) as running:
-            yield running
+def gateway(endpoint: str, directory: Path, upstream: ScriptedUpstream) -> Iterator[Gateway]:
+    upstream.default = slow_echo
+    config = (
+        model_list(upstream.url) + "promptmill_settings:\n"
+        f"  {{batch_window: 200, lease: 1, storage: {URL},\n"
+        f"   storage_options: {{endpoint: '{endpoint}', region: us-east-1, allow_http: true}}}}\n"
+    )
+    with start_gateway(directory, "--scale", "feed=2", config=config, variables=CREDENTIALS) as running:
+        yield running
 
 
 async def owner_of(batch_id: str, directory: Path) -> int:

@@ -8,6 +8,7 @@ import re
 import zipfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -39,14 +40,7 @@ mine = Mine()
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[ScriptedUpstream]:
-    with run_upstream_in_thread() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory, upstream: ScriptedUpstream) -> Iterator[Gateway]:
-    directory = tmp_path_factory.mktemp("hostile")
+def gateway(directory: Path, upstream: ScriptedUpstream) -> Iterator[Gateway]:
     (directory / "mine.py").write_text(MANAGER)
     params = f"{{model: openai/gpt-4, api_base: '{upstream.url}', api_key: {UPSTREAM_KEY}}}"
     config = (

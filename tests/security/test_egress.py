@@ -61,12 +61,6 @@ promptmill_settings: {{keys: {{team: os.environ/TEAM_KEY}}}}
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[ScriptedUpstream]:
-    with run_upstream_in_thread() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def witness() -> Iterator[ScriptedUpstream]:
     """Where nothing may ever arrive."""
     with run_upstream_in_thread() as running:
@@ -75,8 +69,7 @@ def witness() -> Iterator[ScriptedUpstream]:
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory, upstream: ScriptedUpstream) -> Iterator[Gateway]:
-    directory: Path = tmp_path_factory.mktemp("egress")
+def gateway(directory: Path, upstream: ScriptedUpstream) -> Iterator[Gateway]:
     (directory / "mine.py").write_text(MANAGER)
     variables = {
         "THE_KEY": UPSTREAM_KEY,

@@ -32,7 +32,6 @@ from fakes.upstream import (
     raw,
     redirect,
     reply,
-    run_upstream_in_thread,
     sse,
 )
 from fakes.waiting import wait_until
@@ -140,20 +139,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def upstream() -> Iterator[ScriptedUpstream]:
-    with run_upstream_in_thread() as running:
-        yield running
-
-
 async def _set_password(url: str) -> None:
     async with raw_link(url) as link:
         await link.run(("ACL", "SETUSER", "gateway", "on", f">{REDIS_PASSWORD}", "~*", "&*", "+@all"))
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory, server: Server, upstream: ScriptedUpstream) -> Iterator[Gateway]:
-    directory: Path = tmp_path_factory.mktemp("secrets")
+def gateway(directory: Path, server: Server, upstream: ScriptedUpstream) -> Iterator[Gateway]:
     (directory / "mine.py").write_text(MANAGERS)
     anyio.run(_set_password, server.url)
     variables = {
