@@ -20,6 +20,8 @@ local reply = {last}
 local fresh = count > 0 and batch > last
 if fresh then
   redis.call('SET', KEYS[1], batch, 'PX', ARGV[2])
+else
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])  -- or who admits nothing for long would take it for a loss
 end
 local grown = {}
 for job = 0, count - 1 do

@@ -157,6 +157,20 @@ async def test_a_flush_is_noticed_with_what_it_took(url: str, settings: Settings
         assert max(lost) < batch
 
 
+async def test_who_admits_nothing_for_long_has_lost_nothing(
+    url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keyspace, "ADMITTED_TTL_MS", 400)
+    async with feeding_to(url, settings) as transport, raw_link(url) as link:
+        lost: list[int] = []
+        transport.on_lost["b"] = lost.append
+        await transport.add([(batch_job(transport, "0-a"), b"{}")])
+        since = anyio.current_time()
+        await wait_until(lambda: lost or anyio.current_time() > since + 1)
+        assert not lost
+        assert await link.run(("EXISTS", keyspace.admitted(transport.consumer)))
+
+
 async def test_a_lease_has_one_holder_and_goes_to_another_when_it_is_given_up(url: str, settings: Settings) -> None:
     async with feeding_to(url, settings) as one, feeding_to(url, settings) as other:
         assert await one.lease("b")
