@@ -31,8 +31,9 @@ class Targets:
 
     def check(self, source: Path) -> None:
         """Raise ConfigurationError if nothing can be written there, or only in the place of the input."""
-        if self.output.exists() and self.output.samefile(source):
-            raise ConfigurationError(f"{self.output} is the input; choose another place with -o")
+        for path in (self.output, self.errors):
+            if path.exists() and path.samefile(source):
+                raise ConfigurationError(f"{path} is the input, and results go there; choose another place with -o")
         if not os.access(self.output.parent, os.W_OK):
             raise ConfigurationError(f"{self.output} cannot be written; choose another place with -o")
 

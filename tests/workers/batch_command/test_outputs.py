@@ -1,0 +1,19 @@
+"""Where the results of a batch go: never in the place of its input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigurationError
+from workers.batch_command.outputs import Targets
+
+
+@pytest.mark.parametrize("name", ["mine.jsonl", "mine.errors.jsonl"])
+def test_results_do_not_take_the_place_of_their_input(tmp_path: Path, name: str) -> None:
+    source = tmp_path / name
+    source.touch()
+    with pytest.raises(ConfigurationError, match="is the input"):
+        Targets(tmp_path / "mine.jsonl").check(source)
+    Targets(tmp_path / "other.jsonl").check(source)
