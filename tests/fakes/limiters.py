@@ -1,25 +1,45 @@
-"""Limits of providers as pure functions of time: what they accept, and what their `Retry-After` says."""
+"""Limits of providers as pure functions of time: what they accept, and what they say."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
-Limiter = Callable[[float], int]
-"""From a call's time to 0 when it is accepted, else its `Retry-After`."""
+
+class Verdict(NamedTuple):
+    """What a limit says of a call."""
+
+    accepted: bool
+    left: int
+    """Calls that would be accepted at once."""
+    again: float
+    """Seconds until one is, of a refused call."""
+    reset: float
+    """Seconds until as many are left as may be."""
+
+    @property
+    def retry_after(self) -> int:
+        """What most say: whole seconds."""
+        return max(1, math.ceil(self.again))
+
+
+Limiter = Callable[[float], Verdict]
+"""From a call's time to what is said of it."""
 
 
 def fixed_window(limit: int) -> Limiter:
     """Accept `limit` calls in each minute of the clock."""
     minute = count = 0
 
-    def ask(now: float) -> int:
+    def ask(now: float) -> Verdict:
         nonlocal minute, count
         if now // 60 != minute:
             minute, count = int(now // 60), 0
         count += 1
-        return 0 if count <= limit else math.ceil(60 - now % 60)
+        left, ends = limit - count, 60 - now % 60
+        return Verdict(left >= 0, max(0, left), ends, ends)
 
     return ask
 
@@ -28,13 +48,14 @@ def sliding_log(limit: int) -> Limiter:
     """Accept `limit` calls in any 60 seconds."""
     calls: deque[float] = deque()
 
-    def ask(now: float) -> int:
+    def ask(now: float) -> Verdict:
         while calls and calls[0] <= now - 60:
             calls.popleft()
-        if len(calls) < limit:
+        accepted = len(calls) < limit
+        if accepted:
             calls.append(now)
-            return 0
-        return max(1, math.ceil(calls[0] + 60 - now))
+        ends = calls[0] + 60 - now
+        return Verdict(accepted, limit - len(calls), ends, ends)
 
     return ask
 
@@ -43,12 +64,11 @@ def token_bucket(limit: int, burst: float) -> Limiter:
     """Accept a call per token; there are `limit` a minute, and no more than `burst` are kept."""
     rate, tokens, at = limit / 60, burst, 0.0
 
-    def ask(now: float) -> int:
+    def ask(now: float) -> Verdict:
         nonlocal tokens, at
         tokens, at = min(burst, tokens + (now - at) * rate), now
-        if tokens < 1:
-            return math.ceil((1 - tokens) / rate)
-        tokens -= 1
-        return 0
+        accepted = tokens >= 1
+        tokens -= accepted
+        return Verdict(accepted, int(tokens), (1 - tokens) / rate, (burst - tokens) / rate)
 
     return ask

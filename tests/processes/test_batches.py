@@ -201,9 +201,10 @@ async def test_a_limited_provider_is_asked_at_its_pace_and_its_limit_is_used(
 
     def limited(received: Received) -> Answer:
         nonlocal refused
-        if seconds := limiter(received.time):
+        said = limiter(received.time)
+        if not said.accepted:
             refused += 1
-            return failure(429, headers={"retry-after": str(seconds)})
+            return failure(429, headers={"retry-after": str(said.retry_after)})
         return echo(received)
 
     upstream.default = limited

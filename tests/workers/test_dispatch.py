@@ -332,6 +332,37 @@ async def test_a_line_whose_time_would_run_out_goes_back_to_who_fed_it(upstream:
         assert answer.facts.attempts == 1
 
 
+async def test_what_a_provider_says_is_left_reaches_the_pace_of_lines(upstream: ScriptedUpstream) -> None:
+    for left in range(6, -1, -1):
+        headers = {"x-ratelimit-remaining-requests": str(left), "x-ratelimit-reset-requests": "20s"}
+        upstream.script(reply(completion("hi"), headers=headers))
+
+    def line() -> FakeDelivery:
+        return delivery(lane="batch", admitted=make_job().deadline - 60_000)
+
+    async with dispatching(deployment(api_base=upstream.url)) as opened:
+        for _ in range(7):
+            done(await opened.handle(line()))
+        put_off = await opened.handle(line())
+        assert isinstance(put_off, Defer)
+        assert 18 < put_off.seconds < 22
+        done(await opened.handle(delivery()))  # live jobs are not held back by a word
+    assert len(upstream.requests) == 8
+
+
+async def test_an_rpm_that_is_configured_is_the_pace_of_lines_from_the_first_on(upstream: ScriptedUpstream) -> None:
+    def line() -> FakeDelivery:
+        return delivery(lane="batch", admitted=make_job().deadline - 60_000)
+
+    async with dispatching(deployment(api_base=upstream.url, rpm=6)) as opened:
+        done(await opened.handle(line()))
+        put_off = await opened.handle(line())
+        assert isinstance(put_off, Defer)
+        assert 8 < put_off.seconds < 22
+        for _ in range(3):
+            done(await opened.handle(delivery()))
+
+
 async def test_batch_params_hold_for_lines_alone_and_never_over_what_a_line_says(upstream: ScriptedUpstream) -> None:
     placed = deployment(
         api_base=upstream.url,

@@ -27,12 +27,22 @@ _WAYS_LIMIT: Final = 4096
 
 
 class Received(msgspec.Struct, frozen=True):
-    """A provider's answer; `headers` are kept only when it is no 200."""
+    """A provider's answer."""
 
     status: int
     body: bytes
-    content_type: str
-    headers: Mapping[str, str] = {}
+    fields: Mapping[bytes, bytes]
+    """The header fields, names in lower case."""
+
+    @property
+    def content_type(self) -> str:
+        """What its body is, by its own word."""
+        return _content_type(self.fields)
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The header fields as text."""
+        return _headers(self.fields)
 
 
 class Stream:
@@ -40,7 +50,7 @@ class Stream:
 
     def __init__(self, connection: Connection, exchange: Exchange, between: float) -> None:
         self.status = exchange.status
-        self.content_type = _content_type(exchange)
+        self.content_type = _content_type(exchange.fields)
         self._connection = connection
         self._exchange = exchange
         self._between = between
@@ -49,7 +59,7 @@ class Stream:
     @property
     def headers(self) -> Mapping[str, str]:
         """The headers, names in lower case."""
-        return _headers(self._exchange)
+        return _headers(self._exchange.fields)
 
     async def receive(self) -> bytes | None:
         """Return the bytes that arrived next; None at the end. Raises UpstreamError."""
@@ -152,9 +162,8 @@ class Sender:
             raise _late(timeout) from None
         fields = exchange.fields
         if exchange.status == 200:
-            return Received(200, decoded(fields, body, self._limit), _content_type(exchange))
-        body = decoded(fields, body, ERROR_BODY_LIMIT, error=True)
-        return Received(exchange.status, body, _content_type(exchange), _headers(exchange))
+            return Received(200, decoded(fields, body, self._limit), fields)
+        return Received(exchange.status, decoded(fields, body, ERROR_BODY_LIMIT, error=True), fields)
 
     @asynccontextmanager
     async def stream(self, request: UpstreamRequest, *, between: float, total: float) -> AsyncIterator[Stream]:
@@ -206,12 +215,12 @@ class Sender:
             ) from None
 
 
-def _content_type(exchange: Exchange) -> str:
-    return exchange.fields.get(b"content-type", b"").decode("latin-1")
+def _content_type(fields: Mapping[bytes, bytes]) -> str:
+    return fields.get(b"content-type", b"").decode("latin-1")
 
 
-def _headers(exchange: Exchange) -> dict[str, str]:
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.fields.items()}
+def _headers(fields: Mapping[bytes, bytes]) -> dict[str, str]:
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in fields.items()}
 
 
 def _late(seconds: float) -> UpstreamTimeout:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from pipeline.errors import DeadlineExceeded, PipelineError, UpstreamBusy, UpstreamOverloaded, UpstreamTimeout
+from workers.providers._remaining import Remaining
+from workers.routing.allowance import Allowance, Launch
 from workers.routing.limit import Limit
 from workers.routing.pace import Pace
 
@@ -20,6 +23,9 @@ EARLY: Final = 1.0
 
 FAR: Final = 60.0
 """Seconds for which turns are given out; who comes later is to ask again, after half of that at least."""
+
+LOOK_AGAIN: Final = 0.5
+"""Seconds after which those are looked for again who wait for the end of calls that may hang."""
 
 SOON: Final = 0.25
 
@@ -39,14 +45,17 @@ class Ticket(NamedTuple):
     launched: int
     cohort: int
     at: float
+    launch: Launch
 
 
 class Gate:
     """Lets the batch lane's calls to one deployment through, and learns from how they end."""
 
-    def __init__(self, clock: Callable[[], float], chance: random.Random) -> None:
-        self.pace = Pace(clock)
+    def __init__(self, clock: Callable[[], float], chance: random.Random, rpm: int | None = None) -> None:
+        """Make one; `rpm` is the deployment's limit as far as it is configured, in calls a minute."""
+        self.pace = Pace(clock, rpm)
         self.limit = Limit()
+        self._allowance = Allowance(clock)
         self._clock = clock
         self._chance = chance
         self._waiting: deque[asyncio.Future[Ticket]] = deque()
@@ -62,17 +71,17 @@ class Gate:
 
     def _delay_behind(self, others: int) -> float:
         wait = self.pace.wait
-        if not others and self.limit.room >= 1:
+        if not others and self._room >= 1:
             return wait
         # Of a pace that is still being looked for nothing can be said, and it will be found within seconds.
         paced = wait + others / self.pace.rate if self.pace.known else self.pace.rest
-        before = others + 1 - self.limit.room
+        before = others + 1 - self._room
         return max(paced, before * self._seconds / self.limit.value if before > 0 else 0.0)
 
     async def enter(self) -> Ticket:
         """Wait for a call's turn. Raises Postponed when that would take too long; `leave` must follow otherwise."""
-        if not self._waiting and self._open():
-            return self._begin()
+        if not self._waiting and not self.opens():
+            return self.begin()
         if self.delay() > PATIENCE:
             raise self.postponed()
         turn: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
@@ -86,22 +95,30 @@ class Gate:
                 self._release()
             raise
 
-    def leave(self, ticket: Ticket, error: PipelineError | None = None) -> None:
-        """Take note of how a call ended, and let the next through."""
-        self._seconds += 0.1 * (self._clock() - ticket.at - self._seconds)
+    def leave(self, ticket: Ticket, error: PipelineError | None = None, remaining: Remaining | None = None) -> None:
+        """Take note of how a call ended and what the provider says is left, and let the next through."""
+        self._measure(self._clock() - ticket.at)
         limited = isinstance(error, UpstreamOverloaded)
+        spent = self._allowance.told(ticket.launch, remaining) if remaining is not None else None
         asked = error.retry_after if error is not None else None
+        if limited and asked is None:
+            asked = spent
         busy = isinstance(error, UpstreamBusy | UpstreamTimeout | DeadlineExceeded)
         self.limit.end(ticket.cohort, overloaded=busy or (limited and asked is None))
         if limited or (busy and asked):
             self.pace.refused(ticket.launched, asked)
             self._shed()
+        elif spent is not None and self.pace.believes(spent):
+            self.hold(spent)
         elif busy:
             self.pace.failed(ticket.launched)
         self._release()
 
+    def _measure(self, seconds: float) -> None:
+        self._seconds += 0.1 * (seconds - self._seconds) if self._seconds else seconds
+
     def hold(self, retry_after: float | None) -> None:
-        """Rest because a call of the other lane met the provider's limit."""
+        """Rest: the provider's limit was met by a call of the other lane, or is by its own word."""
         self.pace.limited(retry_after)
         self._shed()
 
@@ -118,22 +135,39 @@ class Gate:
     def _rate(self) -> float:
         return min(self.pace.rate, self.limit.value / self._seconds if self._seconds else self.pace.rate)
 
-    def _open(self) -> bool:
-        return self.limit.room >= 1 and not self.pace.wait
+    def opens(self) -> float:
+        """Return the seconds until a call may begin; infinite while one under way has to end first."""
+        return self.pace.wait if self._room >= 1 else math.inf
 
-    def _begin(self) -> Ticket:
-        return Ticket(self.pace.launch(), self.limit.begin(), self._clock())
+    @property
+    def _room(self) -> float:
+        under_way = self.limit.in_flight
+        if self.pace.known:
+            return self.limit.room
+        return min(self.limit.room, self.pace.most - under_way, self._allowance.room(under_way))
+
+    def begin(self) -> Ticket:
+        """Count a call that begins; `leave` must follow."""
+        launched = self.pace.launch(self._seconds)
+        return Ticket(launched, self.limit.begin(), self._clock(), self._allowance.begin())
 
     def _release(self) -> None:
-        while self._waiting and self._open():
+        while self._waiting and not self.opens():
             turn = self._waiting.popleft()
             if not turn.done():
-                turn.set_result(self._begin())
+                turn.set_result(self.begin())
         self._set_timer()
 
     def _set_timer(self) -> None:
-        if self._waiting and self._timer is None and self.limit.room >= 1:
-            self._timer = asyncio.get_running_loop().call_later(self.pace.wait, self._fire)
+        if not self._waiting or self.limit.room < 1:
+            return
+        loop = asyncio.get_running_loop()
+        at = loop.time() + (self.pace.wait if self._room >= 1 else LOOK_AGAIN)
+        if self._timer is not None:
+            if self._timer.when() <= at:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(at, self._fire)
 
     def _fire(self) -> None:
         self._timer = None
@@ -142,6 +176,7 @@ class Gate:
     def _shed(self) -> None:
         """Put off those whose turn is far away now."""
         self._given_out = 0.0
+        self._allowance.forget()
         while self._waiting and self._delay_behind(len(self._waiting) - 1) > PATIENCE:
             turn = self._waiting.pop()
             if not turn.done():

@@ -36,15 +36,21 @@ class Gates(dict[str, Gate]):
     """The gates of all deployments, by id; satisfies `Cooldowns` for the batch lane."""
 
     def __init__(
-        self, cooldowns: Cooldowns, chance: random.Random, clock: Callable[[], float] = time.monotonic
+        self,
+        cooldowns: Cooldowns,
+        chance: random.Random,
+        limits: Mapping[str, int],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Make one; `limits` are those configured, in calls a minute, by the deployment's id."""
         super().__init__()
+        self._limits = limits
         self._cooldowns = cooldowns
         self._chance = chance
         self._clock = clock
 
     def __missing__(self, deployment_id: str) -> Gate:
-        gate = self[deployment_id] = Gate(self._clock, self._chance)
+        gate = self[deployment_id] = Gate(self._clock, self._chance, self._limits.get(deployment_id))
         metrics.BATCH_PACE[deployment_id,].set_function(lambda: gate.pace.rate)
         metrics.BATCH_LIMIT[deployment_id,].set_function(lambda: gate.limit.value)
         metrics.BATCH_REST_SECONDS[deployment_id,].set_function(lambda: gate.pace.rest)
@@ -109,7 +115,7 @@ class BatchRouter(Router):
                 error = failed
                 raise
             finally:
-                gate.leave(ticket, error)
+                gate.leave(ticket, error, call.left())
 
     def _to_blame(self, error: UpstreamError) -> bool:
         return error.retryable and not isinstance(error, _OVERLOADS)

@@ -8,12 +8,7 @@ from typing import Final
 
 import msgspec
 
-FIRST: Final = 200.0
-"""Calls a second with which a deployment begins that nothing is known about."""
-
-RAMP: Final = 2.3
-"""Calls a second more for each call that was not refused: doubled every 0.3 s, so that when the first refusal comes
-back after 10 ms, only about 2 % more than were accepted are on their way."""
+from workers.routing.ramp import Ramp
 
 FULL: Final = 20_000.0
 """Calls a second that are as good as no limit for one process."""
@@ -59,8 +54,10 @@ class Pace:
     from refusals" for those that round their `Retry-After` up.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], rpm: int | None = None) -> None:
+        """Make one; `rpm` is the limit that is configured, in calls a minute."""
         self._clock = clock
+        self._configured = MARGIN * rpm / 60 if rpm else math.inf
         self._number = 0
         self._cycle = _Cycle(clock())
         self._last: _Cycle | None = None
@@ -69,15 +66,15 @@ class Pace:
         self._next = 0.0
         self._strikes = self._struck = 0
         """Rests in a row that were too short, this one included or not."""
-        self._sent = 0
+        self._ramp = Ramp()
         self._base = self._goal = self._climb = 0.0
         """The learned rate: from `base` to `goal` within `climb` seconds of calls, and slowly on from there."""
         self._grown = 0.0
 
     @property
     def known(self) -> bool:
-        """Whether there was a refusal to learn from."""
-        return self._base > 0
+        """Whether calls are at a limit, a learned one or the one configured."""
+        return self._base > 0 or self._ramp.rate >= self._configured
 
     @property
     def rest(self) -> float:
@@ -88,14 +85,22 @@ class Pace:
     def rate(self) -> float:
         """Calls a second; infinite where no limit was met."""
         if not self._base:
-            rate = FIRST + RAMP * self._sent
+            rate = self._ramp.rate
         elif self._grown < self._climb:
             rate = self._base * (self._goal / self._base) ** (self._grown / self._climb)
         else:
             beyond = self._grown - self._climb
             # A percent in half a minute; faster and faster, for limits may be raised.
             rate = self._goal * (1 + beyond / 3000 + 0.05 * (beyond / 120) ** 3)
-        return rate if rate < FULL else math.inf
+        return min(rate if rate < FULL else math.inf, self._configured)
+
+    @property
+    def most(self) -> float:
+        """How many calls may be under way; infinite where a limit was met, for then the rate keeps to it."""
+        if self._base:
+            return math.inf
+        # One more each second in which none began: those under way may hang.
+        return self._ramp.most + max(0.0, self._clock() - self._next)
 
     @property
     def wait(self) -> float:
@@ -103,17 +108,17 @@ class Pace:
         now = self._clock()
         return max(0.0, self._until - now, self._next - now)
 
-    def launch(self) -> int:
-        """Count a call; returns what `refused` asks for."""
+    def launch(self, seconds: float = 0.0) -> int:
+        """Count a call, calls taking so many seconds lately (0: not known); returns what `refused` asks for."""
         now = self._clock()
         if self._resting:
             self._resume(now)
         if now - self._next > IDLE:
-            self._sent = 0
+            self._ramp = Ramp()
         spacing = 1 / self.rate
         self._next = max(self._next, now - SLACK) + spacing
         self._grown += spacing
-        self._sent += 1
+        self._ramp.grow(seconds)
         cycle = self._cycle
         cycle.accepted += 1
         if now - cycle.began > MEMORY:
@@ -147,10 +152,20 @@ class Pace:
         self._until = max(self._until, now + asked)
         self._learn()
 
+    def believes(self, rest: float) -> bool:
+        """
+        Whether the limit may be met for so many seconds.
+
+        It may not where half of what is known to be accepted could not be used: many say when all of their limit is
+        back, although a part of it is back at once.
+        """
+        cycle = self._cycle
+        return cycle.accepted >= self._base / 2 * (self._clock() - cycle.began + rest)
+
     def _learn(self) -> None:
         cycle = self._cycle
         if self._last is None and cycle.accepted < 1:
-            self._sent, self._base = 0, 0.0  # the limit had been reached before the first call: it is not known
+            self._ramp, self._base = Ramp(), 0.0  # the limit had been reached before the first call: it is not known
             return
         rest = self._until - cycle.hit_at
         low = max(cycle.accepted, 1.0) / max(cycle.hit_at - cycle.began + rest, 0.001)
@@ -173,7 +188,7 @@ class Pace:
     def _resume(self, now: float) -> None:
         self._resting = False
         self._number += 1
-        if self.known:
+        if self._base:
             self._last = self._cycle
         self._cycle = _Cycle(self._until)
         self._grown, self._next = 0.0, now

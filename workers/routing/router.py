@@ -23,6 +23,7 @@ from pipeline.errors import (
 )
 from pipeline.logs import logger
 from pipeline.settings import Deployment, RouterSettings
+from workers.providers._remaining import Remaining
 from workers.routing.cooldown import Cooldowns
 
 MAX_RETRIES: Final = 10
@@ -56,6 +57,9 @@ class Call(Protocol[T_co]):
     @property
     def remaining(self) -> float:
         """Seconds until nobody waits any longer."""
+
+    def left(self) -> Remaining | None:
+        """Return what the last attempt's answer said is left of the provider's limit."""
 
     def prepare(self, deployment: Deployment) -> Attempt[T_co]:
         """Return the attempt. Raises ModelDisabled or InvalidRequest when the deployment cannot serve this job."""

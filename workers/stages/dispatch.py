@@ -32,6 +32,7 @@ from workers.providers._calls import Call, Calls
 from workers.providers._dialect import Fields, LocalAnswer, UpstreamRequest
 from workers.providers._fields import kept_fields
 from workers.providers._http import Sender
+from workers.providers._remaining import Remaining, remaining
 from workers.routing.cooldown import LocalCooldowns
 from workers.routing.gate import Postponed
 from workers.routing.lane import BatchRouter, Gates
@@ -132,11 +133,16 @@ class _JobCall:
         self._deployment = ""
         self._provider_s = 0.0
         self._began = 0.0
+        self._answered: Mapping[bytes, bytes] = {}
 
     @property
     def remaining(self) -> float:
         """Seconds until the job's deadline."""
         return self._delivery.remaining
+
+    def left(self) -> Remaining | None:
+        """Return what the last attempt's answer said is left of the provider's limit."""
+        return remaining(self._answered)
 
     def facts(self, usage: tuple[int, int] = (0, 0)) -> Facts:
         """Return what happened so far; an attempt under way counts up to now."""
@@ -162,6 +168,7 @@ class _JobCall:
         self._attempts += 1
         self._deployment = deployment.id
         self._began = time.perf_counter()
+        self._answered = {}
         try:
             if failpoints.ARMED:
                 await failpoints.reach("dispatch.before_provider")
@@ -176,6 +183,7 @@ class _JobCall:
 
     async def _whole(self, call: Call, request: UpstreamRequest, timeout: float) -> Done:
         received = await self._sender.call(request, timeout)
+        self._answered = received.fields
         if failpoints.ARMED:
             await failpoints.reach("dispatch.after_response")
         if received.status != 200:
@@ -231,7 +239,7 @@ async def _open(context: StageContext) -> AsyncIterator[DispatchStage]:
     settings = context.settings
     chance = random.Random()  # noqa: S311 - spreads load, keeps no secret
     cooldowns = LocalCooldowns(settings.router)
-    gates = Gates(cooldowns, chance)
+    gates = Gates(cooldowns, chance, {known.id: known.rpm for known in settings.deployments if known.rpm})
     context.resting.models = partial(gates.resting, settings.deployments)
     context.resting.deployments, context.resting.heed = gates.rests, gates.heed
     routers = {

@@ -7,16 +7,21 @@ import itertools
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
-from fakes.limiters import Limiter, fixed_window, sliding_log, token_bucket
+from fakes.limiters import Limiter, Verdict, fixed_window, sliding_log, token_bucket
 
-from workers.routing.pace import FULL, IDLE, LONGEST, UNASKED, Pace
+from pipeline.errors import UpstreamOverloaded
+from workers.providers._remaining import Remaining
+from workers.routing.gate import Gate, Ticket
+from workers.routing.pace import IDLE, LONGEST, UNASKED, Pace
 
 ROUND_TRIP = 0.01
 LATE = 0.003
 """Seconds a timer is late at most."""
+EFFORT = 0.000125
+"""Seconds a process is busy with a call's beginning, and with its end: 4,000 calls a second are all it can make."""
 
 
 @dataclass
@@ -25,6 +30,18 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+@dataclass
+class Provider:
+    """A limit, and how it is told."""
+
+    limit: Limiter
+    latency: float = 0.0
+    """Seconds of an accepted call."""
+    slow_to_refuse: bool = False
+    headers: bool = False
+    say: Callable[[Verdict], Remaining] = lambda said: Remaining(said.left, said.reset)
 
 
 @dataclass
@@ -37,44 +54,83 @@ class Figures:
         return self.refused / (self.accepted + self.refused)
 
 
-def simulate(limiter: Limiter, seconds: float, processes: int = 1, begin: float = 0.0) -> list[Figures]:
-    """Call as fast as the paces allow; a refusal is heard of a round trip later."""
-    clock, chance, numbers = Clock(begin), random.Random(7), itertools.count()
-    paces = [Pace(clock) for _ in range(processes)]
-    figures = [Figures() for _ in paces]
-    heard: list[tuple[float, int, int, int, int]] = []
-    while True:
-        turns = ((clock.now + pace.wait, number) for number, pace in enumerate(paces))
-        at, number = min(turns)
-        at += chance.uniform(0, LATE) if at > clock.now else 1 / FULL
-        if heard and heard[0][0] <= at:
-            arrives, _, whose, launched, retry_after = heapq.heappop(heard)
-            clock.now = max(clock.now, arrives)
-            paces[whose].refused(launched, retry_after)
-            continue
-        clock.now = at
-        if at >= begin + seconds:
-            return figures
-        if paces[number].wait:
-            continue
-        launched = paces[number].launch()
-        if retry_after := limiter(clock.now + ROUND_TRIP / 2):
-            figures[number].refused += 1
-            back = clock.now + ROUND_TRIP * chance.uniform(0.7, 1.5)
-            heapq.heappush(heard, (back, next(numbers), number, launched, retry_after))
+@dataclass
+class Process:
+    """What makes calls: a gate, and as many calls as it lets through."""
+
+    gate: Gate
+    figures: Figures = field(default_factory=Figures)
+
+
+@dataclass(order=True)
+class Answer:
+    at: float
+    number: int
+    process: Process = field(compare=False)
+    ticket: Ticket = field(compare=False)
+    said: Verdict = field(compare=False)
+
+
+class Simulation:
+    """Processes that call as fast as their gates let them; a refusal is heard of a round trip later."""
+
+    def __init__(self, provider: Provider, processes: int = 1, begin: float = 0.0, rpm: int | None = None) -> None:
+        self.clock, self._chance, self._numbers = Clock(begin), random.Random(7), itertools.count()
+        self._provider = provider
+        self.processes = [Process(Gate(self.clock, self._chance, rpm)) for _ in range(processes)]
+        self._answers: list[Answer] = []
+
+    def run(self, until: float) -> list[Figures]:
+        while True:
+            waits = [process.gate.opens() for process in self.processes]
+            at, process = self.clock.now + min(waits), self.processes[waits.index(min(waits))]
+            at += self._chance.uniform(0, LATE) if at > self.clock.now else 0.0
+            if self._answers and self._answers[0].at <= at:
+                self._hear(heapq.heappop(self._answers))
+            elif at >= until:
+                return [process.figures for process in self.processes]
+            else:
+                self.clock.now = at + EFFORT
+                self._call(process)
+
+    def _call(self, process: Process) -> None:
+        ticket = process.gate.begin()
+        said = self._provider.limit(self.clock.now + ROUND_TRIP / 2)
+        if said.accepted:
+            process.figures.accepted += 1
         else:
-            figures[number].accepted += 1
+            process.figures.refused += 1
+        seconds = self._provider.latency if said.accepted or self._provider.slow_to_refuse else 0.0
+        back = self.clock.now + seconds + ROUND_TRIP * self._chance.uniform(0.7, 1.3)
+        heapq.heappush(self._answers, Answer(back, next(self._numbers), process, ticket, said))
+
+    def _hear(self, answer: Answer) -> None:
+        self.clock.now = max(self.clock.now, answer.at) + EFFORT
+        said = answer.said
+        error = None if said.accepted else UpstreamOverloaded("slow down", retry_after=float(said.retry_after))
+        answer.process.gate.leave(answer.ticket, error, self._provider.say(said) if self._provider.headers else None)
+
+
+def simulate(limiter: Limiter, seconds: float, processes: int = 1, begin: float = 0.0) -> list[Figures]:
+    return Simulation(Provider(limiter), processes, begin).run(begin + seconds)
+
+
+def unlimited(_: float) -> Verdict:
+    return Verdict(accepted=True, left=1, again=0, reset=0)
+
+
+KINDS = pytest.mark.parametrize(
+    "kind",
+    [fixed_window, sliding_log, lambda limit: token_bucket(limit, max(10, limit / 60))],
+    ids=["fixed window", "sliding log", "token bucket"],
+)
 
 
 MINUTES = {60: 20, 600: 5, 6000: 3, 60_000: 1}
 
 
 @pytest.mark.parametrize("limit", MINUTES)
-@pytest.mark.parametrize(
-    "kind",
-    [fixed_window, sliding_log, lambda limit: token_bucket(limit, max(10, limit / 60))],
-    ids=["fixed window", "sliding log", "token bucket"],
-)
+@KINDS
 def test_a_limit_is_used_and_hardly_a_call_is_wasted(kind: Callable[[int], Limiter], limit: int) -> None:
     minutes = MINUTES[limit]
     (found,) = simulate(kind(limit), 60 * minutes)
@@ -124,25 +180,146 @@ def test_a_limit_that_is_raised_is_found_within_minutes() -> None:
     assert found.waste < 0.02
 
 
-def test_without_a_limit_thousands_of_calls_a_second_are_reached_within_two_seconds() -> None:
+@pytest.mark.parametrize("limit", [60, 600, 6000])
+@pytest.mark.parametrize("kind", [fixed_window, sliding_log])
+@pytest.mark.parametrize("latency", [0.0, 1.0])
+def test_the_first_minute_wastes_little_where_refusals_are_quick(
+    kind: Callable[[int], Limiter], limit: int, latency: float
+) -> None:
+    (found,) = Simulation(Provider(kind(limit), latency)).run(59.0)
+    assert found.accepted >= 0.95 * limit
+    assert found.waste < 0.02
+
+
+SLOW = {0.02: 0.03, 0.1: 0.1, 0.2: 0.15}
+"""Seconds after which a refusal is heard of, and the share of the first window that may be under way then."""
+
+
+@pytest.mark.parametrize("latency", SLOW)
+def test_who_refuses_slowly_is_called_more_carefully(latency: float) -> None:
+    for limit in (600, 6000):
+        (found,) = Simulation(Provider(fixed_window(limit), latency, slow_to_refuse=True)).run(59.0)
+        assert found.accepted == limit
+        assert found.refused < SLOW[latency] * limit
+
+
+SECONDS = {0.0: 6, 0.1: 10, 0.5: 10, 2.0: 8}
+"""What a call takes, and when a process is to make all the calls it can; the clock's own round trip comes to it."""
+
+
+@pytest.mark.parametrize("latency", SECONDS)
+def test_without_a_limit_thousands_of_calls_a_second_are_reached_within_seconds(latency: float) -> None:
+    found = Simulation(Provider(unlimited, latency))
+    found.run(SECONDS[latency])
+    (process,) = found.processes
+    before = process.figures.accepted
+    found.run(SECONDS[latency] + 1)
+    assert process.gate.limit.in_flight > 2500 * latency
+    assert process.figures.accepted - before > 2000  # with the end of earlier calls, all that it can make
+    assert not process.gate.pace.known
+
+
+def test_a_provider_without_latency_is_called_at_full_speed_within_two_seconds() -> None:
     clock = Clock()
     pace = Pace(clock)
     while pace.rate < 4000:
         clock.now += pace.wait
-        pace.launch()
+        pace.launch(0.001)
     assert clock.now < 2
-    assert not pace.known
     while pace.rate < math.inf:
         clock.now += pace.wait
-        pace.launch()
+        pace.launch(0.001)
     assert clock.now < 3
     clock.now += pace.wait
     for _ in range(10):
-        pace.launch()
+        pace.launch(0.001)
     assert pace.wait == 0
     clock.now += 2 * IDLE
-    pace.launch()
+    pace.launch(0.001)
     assert pace.rate < 300
+
+
+def test_what_waits_for_this_process_alone_is_bounded_until_a_limit_is_unlikely() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    most = {}
+    for number in range(20_001):
+        clock.now += pace.wait
+        pace.launch(0.3 if number > 500 else 0.001)  # a process that cannot do what it began
+        most[number] = pace.most
+    assert most[600] < 20
+    assert most[6000] < 0.04 * 6000
+    assert most[20_000] > 1000
+    before = pace.most
+    clock.now += 5
+    assert pace.most - before == pytest.approx(5, abs=0.1)  # those under way may hang
+
+
+@KINDS
+@pytest.mark.parametrize("limit", [60, 3000])
+def test_a_limit_that_is_configured_is_kept_to_from_the_first_call_on(
+    kind: Callable[[int], Limiter], limit: int
+) -> None:
+    (found,) = Simulation(Provider(kind(limit), latency=1.0, slow_to_refuse=True), rpm=limit).run(120.0)
+    assert found.accepted >= 0.95 * 2 * limit
+    assert not found.refused
+
+
+def test_a_limit_that_is_lower_than_the_one_configured_is_learned() -> None:
+    (found,) = Simulation(Provider(fixed_window(600)), rpm=900).run(300.0)
+    assert found.accepted >= 0.95 * 600 * 5
+    assert found.waste < 0.02
+
+
+@KINDS
+@pytest.mark.parametrize(("limit", "latency"), [(60, 0.0), (60, 0.2), (600, 0.2), (3000, 0.0)])
+def test_who_says_what_is_left_refuses_hardly_a_call(
+    kind: Callable[[int], Limiter], limit: int, latency: float
+) -> None:
+    provider = Provider(kind(limit), latency, slow_to_refuse=True, headers=True)
+    (found,) = Simulation(provider).run(180.0)
+    assert found.accepted >= 0.95 * 3 * limit
+    assert found.waste < 0.015
+    (first,) = Simulation(provider, begin=600.0).run(659.0)
+    assert first.accepted >= 0.94 * limit
+    assert first.waste < 0.01
+
+
+@pytest.mark.parametrize(
+    "say",
+    [
+        lambda _: Remaining(0, None),
+        lambda _: Remaining(0, 60.0),
+        lambda _: Remaining(1, None),
+        lambda _: Remaining(5, 60.0),
+        lambda said: Remaining(said.left % 2, 60.0),
+    ],
+    ids=["0", "0 for a minute", "1", "5 for a minute", "0 and 1 in turn"],
+)
+@pytest.mark.parametrize("latency", [0.0, 1.0])
+def test_a_provider_that_says_what_is_not_so_is_called_as_fast_as_it_serves(
+    say: Callable[[Verdict], Remaining], latency: float
+) -> None:
+    turns = itertools.count()
+
+    def plenty(_: float) -> Verdict:
+        return Verdict(accepted=True, left=next(turns), again=0, reset=0)
+
+    found = Simulation(Provider(plenty, latency, headers=True, say=say))
+    (figures,) = found.run(1.0)
+    for second in range(2, 40):
+        before = figures.accepted
+        found.run(second)
+        if figures.accepted - before > 500:
+            return
+    raise AssertionError(f"{figures.accepted - before} calls in the last second")
+
+
+def test_a_limit_with_years_to_its_reset_is_not_waited_for() -> None:
+    provider = Provider(fixed_window(600), headers=True, say=lambda said: Remaining(said.left, 1e9))
+    (found,) = Simulation(provider).run(180.0)
+    assert found.accepted >= 0.95 * 3 * 600
+    assert found.waste < 0.02
 
 
 def test_a_refusal_begins_a_rest_that_others_prolong_and_never_shorten() -> None:
@@ -171,9 +348,9 @@ def test_a_time_in_which_everything_is_refused_is_not_taken_for_the_limit() -> N
     pace = Pace(clock)
     while clock.now < 30:
         clock.now += max(pace.wait, 0.005)
-        pace.launch()
+        pace.launch(0.005)
     while clock.now < 40:
-        calls = [pace.launch() for _ in range(5)]
+        calls = [pace.launch(0.005) for _ in range(5)]
         for launched in calls:
             pace.refused(launched, 1)
         clock.now += pace.wait

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 
@@ -11,6 +12,7 @@ import pytest
 from fakes.waiting import wait_until
 
 from pipeline.errors import UpstreamBusy, UpstreamOverloaded, UpstreamUnavailable
+from workers.providers._remaining import Remaining
 from workers.routing.gate import EARLY, FAR, PATIENCE, Gate, Postponed
 
 pytestmark = pytest.mark.anyio
@@ -165,3 +167,42 @@ async def test_a_limit_that_the_other_lane_met_holds_calls_back() -> None:
     gate.hold(12)
     with pytest.raises(Postponed):
         await gate.enter()
+
+
+async def test_what_the_provider_says_is_left_bounds_calls_while_its_limit_is_not_known() -> None:
+    gate = make()
+    gate.leave(await gate.enter(), remaining=Remaining(6, None))
+    tickets = [await gate.enter() for _ in range(2)]
+    gate.leave(tickets[1], remaining=Remaining(0, None))
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(gate.enter())
+        await wait_until(lambda: gate.opens() == math.inf)
+        assert not waiting.done()
+        gate.leave(tickets[0])
+        with anyio.fail_after(5):
+            await waiting
+
+
+async def test_none_that_are_left_are_a_rest_that_costs_no_refusal() -> None:
+    gate = make()
+    for left in range(10, -1, -1):
+        gate.leave(await gate.enter(), remaining=Remaining(left, 30.0))
+    assert gate.delay() == pytest.approx(30, abs=0.1)
+    assert gate.pace.known
+
+
+async def test_a_refusal_that_does_not_say_how_long_is_waited_for_as_long_as_none_are_left() -> None:
+    gate = make()
+    gate.leave(await gate.enter(), remaining=Remaining(8, 30.0))
+    gate.leave(await gate.enter(), limited(None), Remaining(0, 30.0))
+    assert gate.delay() == pytest.approx(30, abs=0.1)
+    assert gate.limit.value == math.inf
+
+
+async def test_where_nothing_was_refused_yet_calls_that_hang_do_not_keep_others_from_beginning() -> None:
+    gate = make()
+    for _ in range(3):
+        gate.leave(await gate.enter())
+    with anyio.fail_after(5):
+        hanging = [await gate.enter() for _ in range(4)]
+    assert gate.limit.in_flight == len(hanging)

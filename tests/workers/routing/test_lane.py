@@ -32,6 +32,9 @@ class Line:
         self.used: list[str] = []
         self._outcomes = list(outcomes)
 
+    def left(self) -> None:
+        """Nothing is said."""
+
     def prepare(self, deployment: Deployment) -> Attempt[str]:
         async def attempt(_: float) -> str:
             self.used.append(deployment.id)
@@ -51,7 +54,7 @@ class Lanes:
         self.pauses: list[float] = []
         chosen, chance = RouterSettings(**settings), random.Random(7)
         self.cooldowns = LocalCooldowns(chosen)
-        self.gates = Gates(self.cooldowns, chance)
+        self.gates = Gates(self.cooldowns, chance, {})
         self.live = Router(chosen, self.cooldowns, chance, self.sleep, self.gates.hold)
         self.batch = BatchRouter(chosen, self.gates, chance, self.sleep)
 

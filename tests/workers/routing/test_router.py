@@ -52,6 +52,9 @@ class ScriptedCall:
     def remaining(self) -> float:
         return self._seconds - self.now
 
+    def left(self) -> None:
+        """Nothing is said."""
+
     def prepare(self, deployment: Deployment) -> Attempt[str]:
         if deployment.id in self.refuses:
             raise self.refuses[deployment.id]

@@ -1,0 +1,54 @@
+"""How a deployment is called while nothing is known of its limit: slowly at first, and faster with each call."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+FIRST: Final = 25.0
+"""Calls a second to begin with."""
+
+WASTED: Final = 0.01
+"""Share of the calls before the first refusal that may be under way as it is heard of, where calls are quick."""
+
+SLOWEST: Final = 0.5
+"""Growth a second at least: from 25 to 3,000 calls a second within ten seconds."""
+
+FASTEST: Final = 3.0
+
+LIKELY: Final = 5000
+"""Calls without a refusal after which a limit is less and less likely to be met soon."""
+
+
+class Ramp:
+    """
+    A rate that grows with each call, the more the sooner calls are answered.
+
+    That makes it exponential in time, and what is under way when a limit is met the same share of what was accepted,
+    however high the limit: growth times the seconds until a refusal is heard of.
+    """
+
+    def __init__(self) -> None:
+        self.rate = FIRST
+        self._made = 0
+        self._least = math.inf
+
+    @property
+    def most(self) -> float:
+        """
+        How many calls may be under way.
+
+        More than the provider's own seconds account for only wait for this process; four times the shortest average
+        leaves room for providers that take longer for one call than for another.
+        """
+        allowed = 2 + WASTED * self._made * (1 + self._made / LIKELY)
+        return allowed + 4 * self.rate * self._least
+
+    def grow(self, seconds: float) -> None:
+        """Take note of a call, calls taking so many seconds lately; 0 when none was answered yet."""
+        self._made += 1
+        if not seconds:
+            return
+        self._least = min(self._least, seconds)
+        # Who answers slowly needs many calls under way, and mostly does not refuse slowly as well.
+        self.rate += min(FASTEST, max(WASTED / seconds, SLOWEST * max(1.0, seconds)))
