@@ -162,10 +162,14 @@ class Arena:
         file.write_text(action)
         return file
 
-    def pids(self, part: str) -> list[int]:
-        """Return the processes of a part: `ingress`, `resolve`, `dispatch` or `feed`, whatever lane they serve."""
+    def pids(self, part: str, lane: str = "") -> list[int]:
+        """Return the processes of a part (`ingress`, `resolve`, `dispatch`, `feed`); of one lane where that is said."""
         words = re.compile(rf"pipeline (worker (--lane \w+ )?)?{part}\b")
-        return sorted(pid for pid, command in self.gateway.children().items() if words.search(command))
+        return sorted(
+            pid
+            for pid, command in self.gateway.children().items()
+            if words.search(command) and (not lane or f"--lane {lane}" in command)
+        )
 
     def processes(self) -> dict[int, str]:
         """Return all of our processes by id, with their parts."""
