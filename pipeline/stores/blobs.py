@@ -69,7 +69,7 @@ class Blobs(Protocol):
     """
 
     look_every: float
-    """Seconds between two listings that only see whether there is something new."""
+    """Seconds between two looks that only see whether there is something new."""
 
     def below(self, name: str) -> Blobs:
         """Return blobs beside these, which are not listed with them."""

@@ -34,9 +34,6 @@ from workers.batches.parts import ERRORS, RESULTS, Done, Parts, adopt, open_part
 from workers.batches.search import Search
 from workers.batches.window import Window
 
-WATCH_EVERY: Final = 0.5
-"""Seconds between two looks at the clock, and for a cancellation."""
-
 CANCEL_MOST: Final = 512
 
 UNDONE: Final = {
@@ -184,7 +181,7 @@ class BatchRun:
             with suppress(TransportError):  # it looks again
                 await search.look()
             await self._report(window)
-            await anyio.sleep(WATCH_EVERY)
+            await anyio.sleep(self._desk.store.blobs.look_every)
 
     async def _report(self, window: Window) -> None:
         """Keep the record fresh. Raises Superseded."""
