@@ -152,8 +152,8 @@ def report(figures: dict[str, Any]) -> None:
             f"{full['answers_a_second'] * figures['latency'] / full['most_in_flight']:.0%} of concurrency / latency"
         )
     for role, cpu in sorted(figures["cpu_us_a_line"].items()):
-        print(f"{role:>12} {cpu:7.1f} us of CPU a line, {figures['peak_mb'][role]:6.0f} MB at most")
-    print(f"{'all':>12} {sum(figures['cpu_us_a_line'].values()):7.1f} us of CPU a line")
+        print(f"{role:>16} {cpu:7.1f} us of CPU a line, {figures['peak_mb'][role]:6.0f} MB at most")
+    print(f"{'all':>16} {sum(figures['cpu_us_a_line'].values()):7.1f} us of CPU a line")
 
 
 def main() -> None:
