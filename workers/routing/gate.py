@@ -60,6 +60,7 @@ class Gate:
         self._chance = chance
         self._waiting: deque[asyncio.Future[Ticket]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._fires_at = 0.0
         self._seconds = 0.0
         """Of a call, on average."""
         self._given_out = 0.0
@@ -161,13 +162,14 @@ class Gate:
     def _set_timer(self) -> None:
         if not self._waiting or self.limit.room < 1:
             return
-        loop = asyncio.get_running_loop()
-        at = loop.time() + (self.pace.wait if self._room >= 1 else LOOK_AGAIN)
+        now = self._clock()
+        seconds = self.pace.wait if self._room >= 1 else LOOK_AGAIN
         if self._timer is not None:
-            if self._timer.when() <= at:
+            if self._fires_at <= now + seconds:
                 return
             self._timer.cancel()
-        self._timer = loop.call_at(at, self._fire)
+        self._fires_at = now + seconds
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._fire)
 
     def _fire(self) -> None:
         self._timer = None

@@ -6,6 +6,7 @@ import asyncio
 import math
 import random
 import time
+from typing import Any
 
 import anyio
 import pytest
@@ -16,6 +17,11 @@ from workers.providers._remaining import Remaining
 from workers.routing.gate import EARLY, FAR, PATIENCE, Gate, Postponed
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"use_uvloop": request.param}
 
 
 def make() -> Gate:
