@@ -135,6 +135,10 @@ class BatchStore:
         """Return a batch as it is now, unless it was put away."""
         return (await self._live([batch_id])).get(batch_id)
 
+    async def is_away(self, batch_id: str) -> bool:
+        """Whether a batch was put away."""
+        return not await self.blobs.fetch([f"{batch_id}{REQUEST}"])
+
     async def in_use(self, files: Collection[str]) -> set[str]:
         """Return which of these `files` are inputs of unfinished batches, of any key."""
         states = await self._live([heading.id for heading in await self.live() if heading.input in files])

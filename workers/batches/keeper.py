@@ -159,7 +159,7 @@ class Keeper:
             try:
                 await BatchRun(desk, now, number).run(lambda: self._shares[name])
             except Superseded:
-                if await desk.store.reread(name) is None:  # it was put away, before we began parts of our own
+                if await desk.store.is_away(name):  # maybe before we began parts of our own
                     await remove_parts(desk.store.blobs, name, number)
                 raise
 

@@ -11,6 +11,7 @@ from fakes.desks import answer, create, ended, keeping, make_desk, working, writ
 from fakes.pipelines import ScriptedStage
 from fakes.servers import Server
 from fakes.waiting import wait_until
+from structlog.testing import capture_logs
 
 from pipeline.job import Reply
 from pipeline.settings import Settings
@@ -50,6 +51,29 @@ async def test_who_wakes_up_after_a_later_owner_ended_the_batch_changes_nothing(
     assert (state.record.status, state.record.owner) == ("cancelled", 2)
     if at == "finalizing":
         assert state.request.output_file_id not in await desk.files.blobs.names()
+
+
+class Unreadable(BatchStore):
+    """A store whose first owner is succeeded, when all lines are done, by one whose record it cannot read."""
+
+    async def save(self, batch_id: str, record: Record) -> None:
+        await super().save(batch_id, record)
+        state = await self.reread(batch_id)
+        if (record.owner, record.status) == (1, "finalizing") and state is not None:
+            await self.blobs.create(f"{batch_id}-record-{await self.claim(state)}", b"{}")
+
+
+async def test_what_was_done_stays_when_the_record_of_a_later_owner_cannot_be_read(
+    server: Server, settings: Settings
+) -> None:
+    desk = make_desk(server, settings)
+    desk = msgspec.structs.replace(desk, store=Unreadable(desk.store.blobs))
+    with capture_logs() as logged:
+        async with working(server, settings, ScriptedStage(answer)), keeping(desk):
+            batch_id = await create(desk, lines(3))
+            await wait_until(lambda: "batch has another owner" in [entry["event"] for entry in logged], timeout=20)
+    part = Path(settings.data_dir) / "batches" / f"{batch_id}-results-1.growing"
+    assert part.read_bytes().count(b"\n") == 3
 
 
 async def test_a_batch_whose_lines_are_all_done_does_not_expire(server: Server, settings: Settings) -> None:
