@@ -125,8 +125,8 @@ class Window:
         """A line has its outcome."""
         self.closed += 1
         line = self._leave(number) if number in self.open else self.rests.drop(number)
-        if line is not None and line.limited:
-            self._limited[line.need] -= 1
+        if line is not None:
+            self._mark(line, "", limited=False)
 
     def set_aside(self, line: OpenLine, error: bytes, code: str) -> None:
         """A line became a dead letter."""
@@ -186,6 +186,8 @@ class Window:
         """A line lacks this; whoever answers that it is at its limit is there, and paces the lines by itself."""
         if line.limited:
             self._limited[line.need] -= 1
+            if not self._limited[line.need]:
+                del self._limited[line.need]
         line.need, line.limited = need, limited
         if limited:
             self._limited[need] += 1

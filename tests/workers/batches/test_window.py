@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio.lowlevel
 import pytest
 
-from pipeline.errors import UpstreamUnavailable
+from pipeline.errors import UpstreamOverloaded, UpstreamUnavailable
 from pipeline.stores.lines import Line
 from workers.batches import window as window_module
 from workers.batches.input import Input
@@ -16,6 +16,7 @@ from workers.batches.window import Window
 pytestmark = pytest.mark.anyio
 
 DOWN = UpstreamUnavailable("down").fields("dispatch")
+LIMITED = UpstreamOverloaded("no more").fields("dispatch")
 
 
 class Store:
@@ -51,6 +52,19 @@ def test_lines_that_waited_for_an_outage_come_again_no_more_at_a_time_than_there
     assert window.awake(10.0, 256) == []
     window.close(came[0].number)
     assert len(window.awake(10.0, 256)) == 1
+
+
+def test_lines_that_met_a_limit_trouble_others_until_the_last_of_them_has_its_outcome() -> None:
+    window = Window(600.0, 200, lambda: 100)
+    lines = [OpenLine(Line(number, 0, 500, b"")) for number in range(2)]
+    for line in lines:
+        window.add(line)
+        window.defer(line, "gpt-4", LIMITED, 0.0)
+        window.defer(line, "gpt-4", LIMITED, 0.0)
+    for line in lines:
+        assert window.troubled
+        window.close(line.number)
+    assert not window.troubled
 
 
 async def test_lines_are_read_in_turn_until_they_are_enough_and_all_at_once_when_they_come_again() -> None:
