@@ -58,7 +58,7 @@ def table(overview: Overview) -> list[str]:
         up = duration(max(0.0, now - process.started) / 1000)
         lines.append(f"{process.consumer:<48}{serves:<20}{process.pid:>8}  {up:>8}  {process.host}")
     lines += [f"(model {name} rests for {wait:.0f} s: its provider is at its limit)" for name, wait in resting.items()]
-    lines += [f"(no process for {part}: start one, for example with `promptmill up`)" for part in absent(overview)]
+    lines += [f"(no process for {part}: start `{_starting(part)}`, or `promptmill up`)" for part in absent(overview)]
     lines += ["", f"{'STAGE':<20}{'WAITING':>10}{'IN FLIGHT':>11}{'PUT OFF':>9}{'OLDEST':>10}{'LAG':>10}{'BYTES':>12}"]
     for stage in overview.stages:
         name = f"{stage.stage} ({stage.lane})"
@@ -66,6 +66,12 @@ def table(overview: Overview) -> list[str]:
         lines.append(f"{name:<20}{stage.backlog:>10}{stage.pending:>11}{stage.delayed:>9}{ages}{stage.bytes:>12}")
     more = "   (promptmill dead list)" if overview.dead else ""
     return [*lines, "", f"dead letters  {overview.dead}{more}", *_counts(overview.counts)]
+
+
+def _starting(part: str) -> str:
+    """Return the command that starts what serves a part."""
+    commands = {serving(stage, lane): f"worker --lane {lane} {stage}" for lane in LANES for stage in STAGES}
+    return f"promptmill {commands.get(part, part)}"
 
 
 def _server(server: ServerOverview) -> str:

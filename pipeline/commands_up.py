@@ -57,7 +57,8 @@ def up(
 
     What crashes is started again; Ctrl-C or SIGTERM finishes what is in flight first, a second Ctrl-C does not.
     The processes are those of --procfile, else of the Procfile beside the configuration if all its commands start
-    with `promptmill `, else `ingress`, `resolve`, `dispatch` and `feed`.
+    with `promptmill `, else `ingress`, `feed`, and `resolve` and `dispatch` once for live requests and once, named
+    `resolve-batch` and `dispatch-batch`, for batches.
 
     \b
     Examples:

@@ -76,7 +76,7 @@ REDIS_ERRORS: Final = _counters("redis_errors", "Redis calls that failed, by kin
 
 
 FLEET_GAUGES: Final = {
-    "workers": ("Processes that serve a stage.", ("stage",)),
+    "workers": ("Processes that serve a lane of a stage.", ("stage", "lane")),
     "backlog": ("Jobs nobody has fetched.", ("stage", "lane")),
     "backlog_bytes": ("Bytes of bodies, waiting or in flight.", ("stage", "lane")),
     "pending": ("Jobs in flight.", ("stage", "lane")),

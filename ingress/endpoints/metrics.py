@@ -29,11 +29,13 @@ async def scrape(exchange: Exchange) -> None:
 
 def gauges(overview: Overview) -> dict[str, dict[tuple[str, ...], float]]:
     """Return the values of `metrics.FLEET_GAUGES`."""
-    workers = Counter({stage.stage: 0 for stage in overview.stages})
-    workers.update(stage for process in overview.processes for stage in process.stages)
     lanes = {(stage.stage, stage.lane): stage for stage in overview.stages}
+    workers = Counter(dict.fromkeys(lanes, 0))
+    workers.update(
+        (stage, lane) for process in overview.processes for stage in process.stages for lane in process.lanes
+    )
     return {
-        "workers": {(stage,): float(count) for stage, count in workers.items()},
+        "workers": {lane: float(count) for lane, count in workers.items()},
         "backlog": {lane: stage.backlog for lane, stage in lanes.items()},
         "backlog_bytes": {lane: stage.bytes for lane, stage in lanes.items()},
         "pending": {lane: stage.pending for lane, stage in lanes.items()},

@@ -119,7 +119,7 @@ async def test_metrics_are_those_of_the_whole_fleet() -> None:
         'oldest_seconds{lane="live",process="fleet",stage="dispatch"} 9.0',
         'lag_seconds{lane="live",process="fleet",stage="dispatch"} 8.0',
         'backlog_bytes{lane="live",process="fleet",stage="dispatch"} 7.0',
-        'workers{process="fleet",stage="dispatch"} 1.0',
+        'workers{lane="live",process="fleet",stage="dispatch"} 1.0',
         'dead_letters_kept{process="fleet"} 4.0',
         'redis_memory_bytes{process="fleet"} 1000.0',
         'redis_memory_limit_bytes{process="fleet"} 2000.0',

@@ -184,7 +184,7 @@ async def test_a_redis_that_is_named_is_used_and_no_key_is_shown_to_anybody(tmp_
             assert MASTER not in gateway.log
         done = promptmill("status", cwd=tmp_path, REDIS_URL=server.url)
         assert done.returncode == 1
-        assert "no process for dispatch" in done.stdout
+        assert "(no process for dispatch: start `promptmill worker --lane live dispatch`" in done.stdout
 
 
 async def test_the_demo_answers_its_own_request(tmp_path: Path) -> None:

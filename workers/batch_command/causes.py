@@ -39,7 +39,8 @@ class Group(msgspec.Struct, kw_only=True):
     """Lines that failed for one reason; `example` is what one of them says."""
 
     code: str
-    status: int
+    status: int | None
+    """HTTP status; 0 for lines that never ran, None where it is not known."""
     count: int = 0
     example: str = ""
     hint: str = ""
@@ -83,8 +84,8 @@ def table(groups: Iterable[Group], width: int = 100) -> list[str]:
     """Return the groups as lines for people."""
     lines = []
     for group in groups:
-        status = str(group.status) if group.status else "not run"
-        lines.append(f"{group.count:>9,}  {group.code}  ({status})  {group.example}"[:width].rstrip())
+        status = "" if group.status is None else f"  ({group.status or 'not run'})"
+        lines.append(f"{group.count:>9,}  {group.code}{status}  {group.example}"[:width].rstrip())
         if group.hint:
             lines.append(f"{'':>11}{group.hint}")
     return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
+import time
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,7 +64,7 @@ def run(source: Path, output: Path, endpoint: str | None, fresh: bool, as_json: 
     end. Ctrl-C leaves the batch running.
     """
     targets = Targets(output)
-    endpoint = endpoint or inputs.endpoint_of(source)
+    endpoint = inputs.endpoint_of(source, endpoint)
     targets.check(source)
     order = Order(
         source=source, targets=targets, place=options.place(), endpoint=endpoint, fresh=fresh, as_json=as_json
@@ -80,7 +81,7 @@ def run(source: Path, output: Path, endpoint: str | None, fresh: bool, as_json: 
 def submit(source: Path, endpoint: str | None, pairs: tuple[str, ...], as_json: bool) -> int:
     """Make a batch of INPUT and print its id."""
     metadata = dict(_pair(pair) for pair in pairs)
-    endpoint = endpoint or inputs.endpoint_of(source)
+    endpoint = inputs.endpoint_of(source, endpoint)
     with options.gateway() as gateway:
         with open_screen(source.name) as screen:
             file_id = upload(inputs.select(source), gateway, screen)
@@ -121,6 +122,8 @@ def status(batch_id: str, as_json: bool) -> int:
     else:
         click.echo("  ".join([now.id, *figures.headline(now, None)]))
         click.echo(figures.details(now))
+        if concern := figures.concern(now, time.time() - now.created_at):
+            click.echo(concern)
     return summary.summary(now).exit_code if now.ended else 0
 
 

@@ -8,12 +8,16 @@ from typing import Final
 from pipeline.errors import UpstreamOverloaded
 from pipeline.stores.batch_progress import Progress
 from workers.batch_command.gateway import Batch
+from workers.batches.outages import REMEDIES
 
 RECENT: Final = 10.0
 """Seconds over which the pace is reckoned."""
 
 UNCLAIMED: Final = 10.0
 """Seconds after which a batch that nobody looks at is wondered about."""
+
+STANDSTILL: Final = 10.0
+"""Seconds without an outcome after which lines that no worker takes are wondered about."""
 
 _STAGES: Final = {"resolve": "prompt q", "dispatch": "dispatch q"}
 
@@ -57,27 +61,43 @@ def details(batch: Batch) -> str:
     """Return the line below the bar: where the lines are, how the provider does, what it took."""
     said = batch.promptmill or Progress()
     waiting = [f"{label} {said.waiting[stage]:,}" for stage, label in _STAGES.items() if stage in said.waiting]
-    parts = [*waiting, f"in flight {max(0, said.open - said.resting - sum(said.waiting.values())):,}"]
+    parts = [*waiting, f"in flight {_in_flight(said):,}"]
     if said.resting:
         parts.append(f"resting {said.resting:,}")
     if said.dead:
         parts.append(f"dead {said.dead:,} (promptmill dead list)")
     if said.latency_ms:
         parts.append(f"p50 {seconds(said.latency_ms.p50)} p99 {seconds(said.latency_ms.p99)}")
-    if limits := _limits(said):
-        parts.append(limits)
+    if refused := limits(batch):
+        parts.append(refused)
     if batch.usage and batch.usage.total_tokens:
         parts.append(f"{short(batch.usage.total_tokens)} tokens")
     return " · ".join(parts)
 
 
-def concern(batch: Batch, waited: float) -> str:
-    """Return why a batch stands still, as far as it says; `waited` is how long it has been as it is, in seconds."""
-    if batch.promptmill and batch.promptmill.paused:
-        return f"paused: {batch.promptmill.paused}; it goes on by itself once a line gets through"
+def concern(batch: Batch, waited: float, pace: float | None = None) -> str:
+    """Return why lines wait, as far as a batch says that was watched so long, in seconds; `pace`: lines per second."""
+    said = batch.promptmill or Progress()
+    if said.paused:
+        return f"paused: {said.paused}; {REMEDIES.get(said.paused, 'it goes on by itself once a line gets through')}"
     if batch.status == "validating" and waited > UNCLAIMED:
         return "still validating: is a `promptmill feed` running? (promptmill status)"
+    untaken = next((stage for stage in reversed(_STAGES) if said.waiting.get(stage)), "")
+    if untaken and pace == 0 and waited > STANDSTILL and not _in_flight(said):
+        return f"no line is taken: is a `promptmill worker --lane batch {untaken}` running? (promptmill status)"
+    if said.resting and (codes := [code for code in said.causes if code != UpstreamOverloaded.code]):
+        return f"{counted(said.resting, 'line waits', 'lines wait')} for a later try: {', '.join(codes)}"
     return ""
+
+
+def limits(batch: Batch) -> str:
+    """Return what is known of the limits of providers: refusals so far, and which models rest."""
+    said = batch.promptmill or Progress()
+    refused = said.causes.get(UpstreamOverloaded.code, 0)
+    resting = ", ".join(f"{name} {max(1.0, wait):.0f}s" for name, wait in said.backing_off.items())
+    if refused:
+        return f"429s {refused:,}" + (f" (backing off {resting})" if resting else "")
+    return f"backing off {resting}" if resting else ""
 
 
 def stand(batch: Batch) -> str:
@@ -120,9 +140,5 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
-def _limits(said: Progress) -> str:
-    refused = said.causes.get(UpstreamOverloaded.code, 0)
-    resting = ", ".join(f"{name} {max(1.0, wait):.0f}s" for name, wait in said.backing_off.items())
-    if refused:
-        return f"429s {refused:,}" + (f" (backing off {resting})" if resting else "")
-    return f"backing off {resting}" if resting else ""
+def _in_flight(said: Progress) -> int:
+    return max(0, said.open - said.resting - sum(said.waiting.values()))

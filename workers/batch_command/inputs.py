@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from pipeline.errors import ConfigurationError
+from pipeline.intake import BATCHED
 from pipeline.stores.lines import PIECE, Line, Splitter
 
 _LONGEST_FIRST: Final = 64 * 2**20
@@ -86,8 +87,12 @@ class Selection:
             self._spans.extend((start, end))
 
 
-def endpoint_of(path: Path) -> str:
-    """Return the `url` of the first line. Raises ConfigurationError for what is no input of a batch."""
+def endpoint_of(path: Path, wanted: str | None = None) -> str:
+    """
+    Return the endpoint that is `wanted`, else the `url` of the first line.
+
+    Raises ConfigurationError for what is no input of a batch, and for an endpoint that has none.
+    """
     number, line = _first_line(path)
     if line.startswith(_COMPRESSED):
         raise ConfigurationError(f"{path} is compressed; unpack it first")
@@ -95,15 +100,19 @@ def endpoint_of(path: Path) -> str:
         url = _read_first(line).url
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigurationError(f"{path}, line {number}, is no JSON object: {error}", hint=_EXAMPLE) from None
-    if not url:
+    if not (endpoint := wanted or url):
         raise ConfigurationError(f"{path}, line {number}, has no `url`", hint=_EXAMPLE)
-    return url
+    if endpoint not in BATCHED:
+        raise ConfigurationError(f"there are no batches of {endpoint}", hint=f"there are of {', '.join(BATCHED)}")
+    return endpoint
 
 
 def _first_line(path: Path) -> tuple[int, bytes]:
     """Return the first line that is not blank, and its number."""
     number = 0
     try:
+        if path.exists() and not path.is_file():
+            raise ConfigurationError(f"{path} is no regular file, and is read more than once; write it to one first")
         with path.open("rb") as file:
             while line := file.readline(_LONGEST_FIRST):
                 number += 1

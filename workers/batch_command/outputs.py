@@ -46,6 +46,8 @@ def answered(path: Path) -> set[str]:
     """Return the `custom_id`s an output has answers to; none when there is no such file. Raises ConfigurationError."""
     names: set[str] = set()
     try:
+        if path.exists() and not path.is_file():  # a device may have no end
+            raise ConfigurationError(f"{path} is no regular file; choose another place with -o")
         with path.open("rb") as file:
             for line in file:
                 name = custom_id(line)
@@ -56,6 +58,8 @@ def answered(path: Path) -> set[str]:
                 names.add(name)
     except FileNotFoundError:
         pass
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read ({error.strerror}); choose another place with -o") from None
     return names
 
 

@@ -68,7 +68,7 @@ class Bar:
         self._ended = bar if batch.ended else None
         if batch.counts.total:
             rows.append(Text(f" {figures.details(batch)}", style="dim", no_wrap=True, overflow="ellipsis"))
-        if concern := figures.concern(batch, now - self._begun):
+        if concern := figures.concern(batch, now - self._begun, pace):
             rows.append(Text(f" {concern}", style="yellow"))
         self._live.update(Group(*rows))
 
@@ -107,7 +107,8 @@ class Lines:
         pace = self._pace.see(now, batch)
         if now - self._said_at < LINE_EVERY and not batch.ended:
             return
-        words = [self._name, *figures.headline(batch, pace), figures.concern(batch, now - self._begun)]
+        why = [figures.limits(batch), figures.concern(batch, now - self._begun, pace)]
+        words = [self._name, *figures.headline(batch, pace), *([] if batch.ended else why)]
         text = "  ".join(word for word in words if word)
         if text != self._said:
             self._said, self._said_at = text, now

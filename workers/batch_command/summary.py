@@ -50,7 +50,7 @@ def summary(batch: Batch, failures: list[Group] | None = None) -> Summary:
     """Return what came of a batch; the batch itself says less about failures than its error file."""
     said, counts = batch.promptmill, batch.counts
     if failures is None:
-        failures = [Group(code=code, status=0, count=n) for code, n in (said.failures if said else {}).items()]
+        failures = [Group(code=code, status=None, count=n) for code, n in (said.failures if said else {}).items()]
     errors = batch.errors.data if batch.errors else ()
     return Summary(
         batch=batch.id,

@@ -8,7 +8,7 @@ from typing import Final
 import anyio
 
 from pipeline import logs
-from pipeline.errors import ModelDisabled, PromptManagerError, TransportError, UpstreamAuthFailed
+from pipeline.errors import TransportError
 from pipeline.job import ErrorFields, Reply
 from pipeline.stores.batch_records import BatchRequest
 from pipeline.transport.connection import Backoff
@@ -18,7 +18,7 @@ from pipeline.transport.keyspace import DEAD_LIMIT
 from workers.batches import answers
 from workers.batches.ledger import Ledger, Outcomes
 from workers.batches.lines import OpenLine, line_of
-from workers.batches.outages import PROMPTS, missed, served
+from workers.batches.outages import PROMPTS, REMEDIES, missed, served
 from workers.batches.parts import ERRORS, RESULTS
 from workers.batches.window import Window
 
@@ -30,12 +30,6 @@ GATHER: Final = 0.05
 
 MANY: Final = 8
 """An answered line in so many open ones is worth a write at once."""
-
-REMEDIES: Final = {
-    UpstreamAuthFailed.code: "mend the deployment's key; the lines are tried again by themselves",
-    ModelDisabled.code: "set the variable of the deployment's key and reload; the lines are tried again by themselves",
-    PromptManagerError.code: "mend the prompt manager; the lines are tried again by themselves",
-}
 
 log = logs.logger("feed")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-from pipeline.errors import ConfigMismatch
+from pipeline.errors import ConfigMismatch, ModelDisabled, PromptManagerError, UpstreamAuthFailed
 from pipeline.job import ErrorFields, Job, Reply
 
 LONG_RUN: Final = 32
@@ -18,6 +18,13 @@ LONGEST_PAUSE: Final = 30.0
 WORKERS: Final = "workers"
 PROMPTS: Final = "prompt managers"
 """Beside models by their names: what a line may need."""
+
+REMEDIES: Final = {
+    UpstreamAuthFailed.code: "mend the deployment's key; the lines are tried again by themselves",
+    ModelDisabled.code: "set the variable of the deployment's key and reload; the lines are tried again by themselves",
+    PromptManagerError.code: "mend the prompt manager; the lines are tried again by themselves",
+}
+"""What the operator can do about an outage that does not end by itself."""
 
 
 class Outage:

@@ -65,6 +65,25 @@ def test_a_batch_that_stands_still_says_why() -> None:
     assert "prompt_manager_error" in figures.concern(batch(promptmill=Progress(paused="prompt_manager_error")), 0.0)
 
 
+def test_lines_that_no_worker_takes_are_wondered_about_after_a_while() -> None:
+    untaken = batch(promptmill=Progress(open=50, waiting={"resolve": 0, "dispatch": 50}))
+    assert "worker --lane batch dispatch" in figures.concern(untaken, 11.0, 0.0)
+    assert [figures.concern(untaken, 9.0, 0.0), figures.concern(untaken, 11.0, 0.1)] == ["", ""]
+    assert figures.concern(untaken, 11.0) == "", "what was seen once may be a moment's"
+    assert figures.concern(batch(promptmill=Progress(open=51, waiting={"dispatch": 50})), 11.0, 0.0) == ""
+
+
+def test_lines_that_rest_say_for_want_of_what() -> None:
+    causes = {"upstream_rate_limited": 9, "upstream_timeout": 2}
+    said = figures.concern(batch(promptmill=Progress(open=2, resting=1, causes=causes)), 0.0)
+    assert said == "1 line waits for a later try: upstream_timeout"
+    assert figures.concern(batch(promptmill=Progress(open=2, causes=causes)), 0.0) == ""
+
+
+def test_a_pause_that_the_operator_can_end_says_how() -> None:
+    assert "the deployment's key" in figures.concern(batch(promptmill=Progress(paused="model_disabled")), 0.0)
+
+
 def test_the_pace_is_that_of_the_last_seconds() -> None:
     def done(count: int) -> Batch:
         return batch(request_counts=Counts(2000, count, 0))

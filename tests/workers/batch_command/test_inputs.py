@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ def test_the_endpoint_is_that_of_the_first_line(tmp_path: Path) -> None:
         (b"\x1f\x8b\x08\x00", "is compressed; unpack it"),
         (b'{"custom_id": "a"}', "has no `url`"),
         (b"[" * 100_000, "is no JSON object"),
+        (b'{"url": "/v1/audio"}', "no batches of /v1/audio"),
     ],
 )
 def test_what_is_no_input_is_told_before_it_is_uploaded(tmp_path: Path, contents: bytes, words: str) -> None:
@@ -41,6 +43,20 @@ def test_what_is_no_input_is_told_before_it_is_uploaded(tmp_path: Path, contents
 def test_an_input_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be read"):
         endpoint_of(tmp_path / "nothing")
+
+
+def test_an_endpoint_that_is_given_spares_no_look_at_the_input(tmp_path: Path) -> None:
+    assert endpoint_of(file(tmp_path, b'{"custom_id": "a"}'), CHAT) == CHAT
+    with pytest.raises(ConfigurationError, match="has no lines"):
+        endpoint_of(file(tmp_path, b""), CHAT)
+    with pytest.raises(ConfigurationError, match="no batches of /v1/audio"):
+        endpoint_of(file(tmp_path, line("a")), "/v1/audio")
+
+
+def test_a_pipe_is_no_input_for_it_is_read_twice(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigurationError, match="no regular file"):
+        endpoint_of(tmp_path / "pipe")
 
 
 def test_without_a_choice_the_file_goes_as_it_is(tmp_path: Path) -> None:

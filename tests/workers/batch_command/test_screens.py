@@ -71,6 +71,16 @@ def test_elsewhere_a_line_is_shown_now_and_then(capsys: pytest.CaptureFixture[st
     assert [line.split("  ")[1] for line in said.err.splitlines()] == ["2 B uploaded", "10/100", "70/100", "100/100"]
 
 
+def test_elsewhere_too_it_is_told_why_lines_wait(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = {"causes": {"upstream_rate_limited": 3, "upstream_timeout": 1}, "backing_off": {"m": 4.0}, "resting": 2}
+    lines = Lines("in.jsonl", now=iter([0.0, 1.0, 2.0]).__next__)
+    lines.show(seen(10, promptmill=progress))
+    lines.show(seen(100, "completed", promptmill=progress))
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.endswith("429s 3 (backing off m 4s)  2 lines wait for a later try: upstream_timeout")
+    assert last.endswith("completed")
+
+
 def test_programs_get_each_object_once(capsys: pytest.CaptureFixture[str]) -> None:
     objects = Objects()
     objects.transfer("uploaded", 1, 2)

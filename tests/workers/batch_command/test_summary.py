@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from pipeline.stores.batch_lines import LineError
+from pipeline.stores.batch_progress import Progress
 from workers.batch_command import summary
 from workers.batch_command.causes import Group, table, told
 from workers.batch_command.gateway import Batch, Counts, Errors, Tokens
@@ -71,3 +72,8 @@ def test_a_failed_line_has_a_reason_and_what_to_do(entry: dict[str, object], rea
 
 def test_a_line_that_never_ran_has_no_status() -> None:
     assert table([Group(code="batch_expired", status=0, count=3)]) == ["        3  batch_expired  (not run)"]
+
+
+def test_of_failures_that_are_only_counted_no_status_is_told() -> None:
+    ended = msgspec.structs.replace(ENDED, promptmill=Progress(failures={"upstream_rejected": 14}))
+    assert "       14  upstream_rejected" in summary.lines(summary.summary(ended))
