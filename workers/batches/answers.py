@@ -113,6 +113,8 @@ def answered(batch: str, number: int, custom_id: str, reply: Reply, body: bytes)
     """Return the line of an output file."""
     if b"\n" in body or b"\r" in body:  # between values only: in a text of JSON they are escaped
         body = body.replace(b"\n", b" ").replace(b"\r", b" ")
+    if not body.isascii():
+        body = body.decode(errors="replace").encode()  # one broken character would keep clients from reading the file
     return b'{"id":%b,"custom_id":%b,"response":{"status_code":%d,"request_id":%b,"body":%b},"error":null,%b}\n' % (
         encode_json(_id(batch, number)),
         encode_json(custom_id),

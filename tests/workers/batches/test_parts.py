@@ -103,3 +103,4 @@ async def test_of_parts_that_went_into_files_nothing_stays(blobs: LocalBlobs, tm
 
 def test_a_line_is_one_line_whatever_the_answer_looks_like() -> None:
     assert result(1, b'{\r\n  "a": "b\\n"\n}').count(b"\n") == 1
+    assert '"a": "gr\ufffd\u00fcn"' in result(1, b'{"a": "gr\xff\xc3\xbcn"}').decode()
