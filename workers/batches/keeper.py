@@ -60,7 +60,7 @@ class Keeper:
                     await self._look(tasks)
                 except TransportError as error:
                     log.debug("no batch can be claimed", error=str(error))
-                except StorageUnavailable as error:
+                except (StorageFull, StorageUnavailable) as error:
                     log.warning("batches cannot be read", error=error.message)
                 except OSError as error:
                     log.error("batches cannot be read", error=type(error).__name__)
@@ -75,7 +75,7 @@ class Keeper:
             await anyio.sleep(SWEEP_EVERY)
 
     async def _look(self, tasks: TaskGroup) -> None:
-        """Take up what there is a place for. Raises TransportUnavailable and StorageUnavailable."""
+        """Take up what there is a place for. Raises TransportUnavailable, StorageFull and StorageUnavailable."""
         found, now = await self._desk.store.live(), self._desk.now()
         self._at_work = {batch.id: batch.owner for batch, stand in found.items() if stand.begun}
         self._resting = {name: end for name, end in self._resting.items() if end > anyio.current_time()}

@@ -11,10 +11,11 @@ from fakes.pipelines import ScriptedStage
 from fakes.servers import Server
 from fakes.waiting import wait_until
 
+from pipeline.errors import StorageFull, StorageUnavailable
 from pipeline.settings import BatchSettings, Settings
 from pipeline.stage import Delivery, Outcome
 from pipeline.stores.batch_records import BatchOrder
-from pipeline.stores.batches import WINDOW
+from pipeline.stores.batches import WINDOW, BatchStore, Stand
 from pipeline.stores.headings import Heading
 from workers.batches import keeper
 from workers.batches.keeper import Keeper, Place
@@ -54,6 +55,23 @@ async def test_what_is_over_waits_for_no_place_and_another_key_gets_one(
         assert (await ended(desk, await create(desk, lines(3), "b"))).record.completed == 3
         assert [s.record.status for s in await desk.store.states([first, second])] == ["in_progress"] * 2
         assert await owners(first, second) == [1, 1]
+
+
+@pytest.mark.parametrize("refusal", [StorageFull("over its quota"), StorageUnavailable("away"), OSError(5, "no")])
+async def test_a_look_that_fails_is_followed_by_others(server: Server, settings: Settings, refusal: Exception) -> None:
+    class Refusing(BatchStore):
+        looks = 0
+
+        async def live(self) -> dict[Heading, Stand]:
+            self.looks += 1
+            if self.looks == 1:
+                raise refusal
+            return await super().live()
+
+    desk = make_desk(server, settings)
+    store = Refusing(desk.store.blobs)
+    async with keeping(msgspec.structs.replace(desk, store=store)):
+        await wait_until(lambda: store.looks > 1)
 
 
 async def test_the_window_is_shared_by_keys_and_then_by_batches(server: Server, settings: Settings) -> None:
