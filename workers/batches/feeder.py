@@ -37,8 +37,8 @@ TRIES: Final = 3
 LAGGING_REST: Final = 10.0
 """Seconds a line rests that a newer configuration may know: this process is about to be replaced."""
 
-REFUSED_REST: Final = 1.0
-"""Seconds a line rests that did not get into Redis."""
+REFUSED_PAUSE: Final = 1.0
+"""Seconds without feeding after a line did not get into Redis: a full server would refuse the others as well."""
 
 
 class Outgoing(NamedTuple):
@@ -153,7 +153,9 @@ class Feeder:
                 continue  # it was answered, or lost and fed again, meanwhile
             line.admission = batch
             if not batch:
-                self._window.rest(line, anyio.current_time() + REFUSED_REST)
+                self._window.rest(line, 0.0)
+        if not all(batches):
+            await anyio.sleep(REFUSED_PAUSE)
 
     async def _give_up(self, lines: Iterable[tuple[OpenLine, ErrorFields]]) -> None:
         outcomes = Outcomes(ERRORS)

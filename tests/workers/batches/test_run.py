@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import anyio
@@ -17,7 +17,7 @@ from fakes.servers import Server
 from fakes.waiting import wait_until
 
 from pipeline.errors import DeadlineExceeded, InvalidRequest, UpstreamOverloaded
-from pipeline.job import BATCH, Facts
+from pipeline.job import BATCH, Facts, Job
 from pipeline.settings import BatchSettings, Settings
 from pipeline.stage import Delivery, Done, Fail, Outcome
 from pipeline.stores.batch_progress import Latency
@@ -25,6 +25,7 @@ from pipeline.stores.batch_records import BatchOrder, Record
 from pipeline.stores.batches import WINDOW
 from pipeline.stores.local import LocalBlobs
 from pipeline.transport import keyspace
+from workers.batches import feeder
 from workers.batches.lines import line_of
 from workers.batches.parts import open_parts
 from workers.batches.tally import count
@@ -81,6 +82,31 @@ async def test_lines_that_nobody_can_serve_hold_the_feeding_up_and_come_again(
         served = True
         state = await ended(desk, batch_id)
     assert (state.record.completed, state.record.failed) == (100, 0)
+
+
+async def test_a_full_server_is_not_asked_for_every_line_and_costs_none(
+    server: Server, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeder, "FEED_MOST", 5)
+    desk, tried = make_desk(server, settings), list[float]()
+    add = desk.transport.add
+
+    async def noting(jobs: Sequence[tuple[Job, bytes]]) -> list[int]:
+        tried.append(anyio.current_time())
+        return await add(jobs)
+
+    monkeypatch.setattr(desk.transport, "add", noting)
+    async with raw_link(server.url) as link, working(server, settings, ScriptedStage(answer)), keeping(desk):
+        (_, before) = await link.run(("CONFIG", "GET", "maxmemory"))
+        await link.run(("CONFIG", "SET", "maxmemory", 1))
+        try:
+            batch_id = await create(desk, lines(50))
+            await wait_until(lambda: len(tried) > 1, timeout=10)
+        finally:
+            await link.run(("CONFIG", "SET", "maxmemory", before))
+        record = (await ended(desk, batch_id)).record
+    assert tried[1] - tried[0] >= feeder.REFUSED_PAUSE
+    assert (record.completed, record.failed) == (50, 0)
 
 
 async def test_lines_that_somebody_deleted_are_missed_and_fed_again(server: Server, settings: Settings) -> None:
