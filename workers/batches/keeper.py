@@ -159,7 +159,8 @@ class Keeper:
             try:
                 await BatchRun(desk, now, number).run(lambda: self._shares[name])
             except Superseded:
-                if await desk.store.is_away(name):  # maybe before we began parts of our own
+                if await desk.store.is_away(name):  # maybe before we began parts, or had the answers kept for longer
+                    await desk.transport.drop_answers(hex_of(name))
                     await remove_parts(desk.store.blobs, name, number)
                 raise
 

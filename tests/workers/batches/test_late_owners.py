@@ -17,6 +17,8 @@ from pipeline.job import Reply
 from pipeline.settings import Settings
 from pipeline.stores.batch_records import BatchOrder, Record
 from pipeline.stores.batches import BatchStore
+from pipeline.transport import keyspace
+from pipeline.transport.connection import Link
 from workers.batches.answers import answered
 from workers.batches.parts import RESULTS, open_parts
 
@@ -49,6 +51,10 @@ async def test_who_wakes_up_after_a_later_owner_ended_the_batch_changes_nothing(
         await wait_until(lambda: not any(path.is_file() for path in directory.iterdir()), timeout=20)
     state = await desk.store.get(batch_id, None)
     assert (state.record.status, state.record.owner) == ("cancelled", 2)
+    link = Link(server.url, "test")
+    kept = await link.run(("PTTL", keyspace.lines(state.request.hex)))
+    await link.close()
+    assert kept <= settings.batches.batch_line_timeout * 1000, f"its answers are kept for {kept / 1000} s"
     if at == "finalizing":
         assert state.request.output_file_id not in await desk.files.blobs.names()
 
