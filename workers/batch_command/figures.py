@@ -19,6 +19,8 @@ UNCLAIMED: Final = 10.0
 STANDSTILL: Final = 10.0
 """Seconds without an outcome after which lines that no worker takes are wondered about."""
 
+_BY_ITSELF: Final = "it goes on by itself once a line gets through, or ends with `promptmill batch cancel`"
+
 _STAGES: Final = {"resolve": "prompt q", "dispatch": "dispatch q"}
 
 
@@ -79,7 +81,7 @@ def concern(batch: Batch, waited: float, pace: float | None = None) -> str:
     """Return why lines wait, as far as a batch says that was watched so long, in seconds; `pace`: lines per second."""
     said = batch.promptmill or Progress()
     if said.paused:
-        return f"paused: {said.paused}; {REMEDIES.get(said.paused, 'it goes on by itself once a line gets through')}"
+        return f"paused: {said.paused}; {REMEDIES.get(said.paused, _BY_ITSELF)}"
     if batch.status == "validating" and waited > UNCLAIMED:
         return "still validating: is a `promptmill feed` running? (promptmill status)"
     untaken = next((stage for stage in reversed(_STAGES) if said.waiting.get(stage)), "")
@@ -91,12 +93,12 @@ def concern(batch: Batch, waited: float, pace: float | None = None) -> str:
 
 
 def limits(batch: Batch) -> str:
-    """Return what is known of the limits of providers: refusals so far, and which models rest."""
+    """Return how often lines had to wait for a provider's limit, and which models rest."""
     said = batch.promptmill or Progress()
     refused = said.causes.get(UpstreamOverloaded.code, 0)
     resting = ", ".join(f"{name} {max(1.0, wait):.0f}s" for name, wait in said.backing_off.items())
     if refused:
-        return f"429s {refused:,}" + (f" (backing off {resting})" if resting else "")
+        return f"put off by limits {refused:,}" + (f" (backing off {resting})" if resting else "")
     return f"backing off {resting}" if resting else ""
 
 

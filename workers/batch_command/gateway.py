@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx2
 import msgspec
@@ -174,11 +174,11 @@ class Gateway:
 
     def batch(self, batch_id: str) -> bytes:
         """Return a batch object as it came; `read_batch` reads it. Raises NotFound."""
-        return self._ask("GET", f"/v1/batches/{batch_id}")
+        return self._ask("GET", f"/v1/batches/{quote(batch_id, safe='')}")
 
     def cancel(self, batch_id: str) -> bytes:
         """Cancel a batch and return it. Raises NotFound."""
-        return self._ask("POST", f"/v1/batches/{batch_id}/cancel")
+        return self._ask("POST", f"/v1/batches/{quote(batch_id, safe='')}/cancel")
 
     def batches(self) -> Iterator[bytes]:
         """Yield every batch object, newest first."""

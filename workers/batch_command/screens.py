@@ -67,7 +67,7 @@ class Bar:
         rows: list[RenderableType] = [bar]
         self._ended = bar if batch.ended else None
         if batch.counts.total:
-            rows.append(Text(f" {figures.details(batch)}", style="dim", no_wrap=True, overflow="ellipsis"))
+            rows.append(Text(f" {figures.details(batch)}", style="dim"))
         if concern := figures.concern(batch, now - self._begun, pace):
             rows.append(Text(f" {concern}", style="yellow"))
         self._live.update(Group(*rows))

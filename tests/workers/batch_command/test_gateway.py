@@ -150,3 +150,11 @@ def test_an_answer_with_another_part_of_a_file_is_not_taken(server: ScriptedUpst
     server.script(reply(b"all of it", 200))
     with pytest.raises(GatewayAway, match="part of a file"), gateway.content("file-1", 3):
         pass
+
+
+def test_what_is_given_as_an_id_leads_nowhere_else(server: ScriptedUpstream, gateway: Gateway) -> None:
+    for ask in (gateway.batch, gateway.cancel):
+        server.script(refusal(404))
+        with pytest.raises(NotFound):
+            ask("../files")
+    assert [seen.path for seen in server.requests] == ["/v1/batches/..%2Ffiles", "/v1/batches/..%2Ffiles/cancel"]

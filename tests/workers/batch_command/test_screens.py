@@ -77,7 +77,7 @@ def test_elsewhere_too_it_is_told_why_lines_wait(capsys: pytest.CaptureFixture[s
     lines.show(seen(10, promptmill=progress))
     lines.show(seen(100, "completed", promptmill=progress))
     first, last = capsys.readouterr().err.splitlines()
-    assert first.endswith("429s 3 (backing off m 4s)  2 lines wait for a later try: upstream_timeout")
+    assert first.endswith("put off by limits 3 (backing off m 4s)  2 lines wait for a later try: upstream_timeout")
     assert last.endswith("completed")
 
 
