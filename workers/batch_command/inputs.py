@@ -103,7 +103,7 @@ def endpoint_of(path: Path, wanted: str | None = None) -> str:
     if not (endpoint := wanted or url):
         raise ConfigurationError(f"{path}, line {number}, has no `url`", hint=_EXAMPLE)
     if endpoint not in BATCHED:
-        raise ConfigurationError(f"there are no batches of {endpoint}", hint=f"there are of {', '.join(BATCHED)}")
+        raise ConfigurationError(f"there are no batches of {endpoint}: `endpoint` must be one of {', '.join(BATCHED)}")
     return endpoint
 
 
