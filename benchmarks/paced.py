@@ -49,7 +49,7 @@ def main() -> None:
         directory = Path(name)
         path = directory / "in.jsonl"
         write_input(path, options.rpm * (options.minutes + 2), "gpt-4", "")
-        scale = ("--scale", f"dispatch={options.dispatch}")
+        scale = ("--scale", f"dispatch-batch={options.dispatch}")
         with limited_upstream(options) as url, rig.gateway(directory, url, "", *scale) as gateway:
             with httpx2.Client(base_url=gateway.url, timeout=120) as http:
                 create(http, path)

@@ -70,6 +70,8 @@ class Pace:
         self._base = self._goal = self._climb = 0.0
         """The learned rate: from `base` to `goal` within `climb` seconds of calls, and slowly on from there."""
         self._grown = 0.0
+        self._kept = 0.0
+        """Calls that a bucket keeps for later, at least; -1 where the provider counts periods instead."""
 
     @property
     def known(self) -> bool:
@@ -170,6 +172,9 @@ class Pace:
         rest = self._until - cycle.hit_at
         low = max(cycle.accepted, 1.0) / max(cycle.hit_at - cycle.began + rest, 0.001)
         high = max(cycle.hit, low)
+        kept = self._kept
+        if kept >= 0:
+            self._kept = max(kept, low * rest) if rest <= LONG else -1.0
         if rest > LONG and self._last is None:
             self._base, self._goal = MARGIN * low, 2**10 * low
             self._climb = 10 * SEARCH
@@ -180,9 +185,13 @@ class Pace:
         elif high < 1.2 * low:
             self._base, self._goal = MARGIN * math.sqrt(low * high), MARGIN * high
             self._climb = 40.0
-        else:  # most of the time was the rest, so the limit is somewhere between the two
+        elif low * rest + 1 <= kept:  # all that came back during the rest was kept: that is the limit, about
+            accepted = max(cycle.accepted, 1.0)
+            self._base, self._goal = MARGIN * low, low * (1 + 1 / accepted)
+            self._climb = min(120.0, 20 * accepted)
+        else:  # most of the time was the rest, and some may be lost, so the limit is somewhere between the two
             self._base, self._goal = low**0.6 * high**0.4, high
-            self._climb = 15 * rest if high < 2 * low else 6.0
+            self._climb = max(15.0, 15 * rest) if high < 2 * low else 6.0
         self._climb *= max(1.0, 2.5 / self._base)  # of few calls each refusal counts more
 
     def _resume(self, now: float) -> None:

@@ -16,7 +16,7 @@ SLOWEST: Final = 0.5
 
 FASTEST: Final = 3.0
 
-LIKELY: Final = 5000
+LIKELY: Final = 8000
 """Calls without a refusal after which a limit is less and less likely to be met soon."""
 
 
