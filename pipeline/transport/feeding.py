@@ -58,6 +58,7 @@ class LineStream:
         self._concluded = "0-0"
         self._references: list[str] = []
         self._settled: tuple[Command, ...] = ()
+        self._count = READ_COUNT
 
     async def listen(self) -> bool:
         """See that the stream lives on; return whether it had to be made. Raises TransportUnavailable."""
@@ -74,9 +75,10 @@ class LineStream:
         """Return what came since the last time, within about half a second. Raises TransportError."""
         # Whoever asks for more has written down what came before.
         self._concluded = self._last
-        read: Command = ("XREAD", "COUNT", READ_COUNT, "BLOCK", int(BLOCK * 1000), "STREAMS", self._key, self._last)
+        count, self._count = self._count, max(1, self._count // 2)  # less, if so much does not arrive in time
+        read: Command = ("XREAD", "COUNT", count, "BLOCK", int(BLOCK * 1000), "STREAMS", self._key, self._last)
         *_, reply = await self._link.call(*self._settled, read, wait=BLOCK)
-        self._settled = ()
+        self._settled, self._count = (), min(READ_COUNT, 2 * count)
         if isinstance(reply, ResponseError):
             raise TransportError(f"the answers of a batch cannot be read: {reply}")
         arrived = []

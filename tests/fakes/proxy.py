@@ -19,6 +19,8 @@ class Proxy:
         self.refuse = False
         self.black_hole = False
         """Take requests and pass nothing on."""
+        self.rate = 0
+        """Bytes of answers passed on in a second; 0: as fast as they come."""
         self.lose_answer_to = b""
         """The next request that contains these bytes is delivered, and its connection cut before the answer."""
         self.lost = 0
@@ -63,7 +65,9 @@ class Proxy:
             await up_writer.drain()
 
     async def _back(self, up_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await up_reader.read(2**20):
+        while data := await up_reader.read(2**14 if self.rate else 2**20):
+            if self.rate:
+                await asyncio.sleep(len(data) / self.rate)
             writer.write(data)
             await writer.drain()
         writer.transport.abort()

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import pytest
 from fakes.configs import settings as make_settings
 from fakes.deliveries import make_job
 from fakes.pipelines import ScriptedStage, quick, raw_link, running_worker, spec
+from fakes.proxy import proxy_to
 from fakes.waiting import wait_until
 
-from pipeline.job import BATCH, Job
+from pipeline.errors import TransportError
+from pipeline.job import BATCH, Job, Reply, encode
 from pipeline.settings import Settings
 from pipeline.stage import Defer, Delivery, Done, Outcome
-from pipeline.transport import feeding, keyspace, stage_stream
+from pipeline.transport import connection, feeding, keyspace, stage_stream
 from pipeline.transport.feeding import Arrived, FeedTransport, LineStream
 
 pytestmark = pytest.mark.anyio
@@ -86,6 +88,23 @@ async def test_answers_wait_until_they_are_settled_and_large_ones_are_fetched(ur
             assert await link.run(("XLEN", keyspace.lines("b"))) == 1
             assert await link.run(("EXISTS", *(a.reference for a in again if a.reference))) == 0
         assert not (await transport.under_way("b")).jobs
+
+
+async def test_answers_come_on_a_slow_way_too(url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeding, "READ_COUNT", 16)
+    monkeypatch.setattr(connection, "ANSWER_TIMEOUT", 0.5)
+    async with raw_link(url) as link, proxy_to(url) as proxy:
+        for number in range(16):
+            reply = encode(Reply(id=f"0-b-{number}-1.1"))
+            await link.run(("XADD", keyspace.lines("b"), "*", "t", reply, "b", b"x" * 50_000))
+        await link.run(("PEXPIRE", keyspace.lines("b"), 60_000))
+        proxy.rate = 1_200_000  # 16 of them take longer than an answer may, half of them do not
+        stream, found = FeedTransport(settings, proxy.url).line_stream("b"), 0
+        with anyio.fail_after(10):
+            while found < 16:
+                with suppress(TransportError):
+                    found += len(await stream.read())
+        await stream.close()
 
 
 async def test_answers_that_nobody_listens_for_wait_as_long_as_a_batch_has(url: str, settings: Settings) -> None:
