@@ -59,7 +59,7 @@ def failpoints(directory: Path) -> Path:
 def gateway(directory: Path, upstream: ScriptedUpstream, failpoints: Path) -> Iterator[Gateway]:
     (directory / "mine.py").write_text(MANAGER)
     config = (
-        model_list(upstream.url, "gpt-4", "barred", "limited")
+        model_list(upstream.url, "gpt-4", "barred", "limited", "overloaded")
         + "  - {model_name: local, litellm_params: {model: echo/echo}}\n"
         "litellm_settings: {callbacks: mine.mine}\n"
         f"promptmill_settings: {{batch_window: {WINDOW}, lease: 2}}\n"
@@ -68,26 +68,27 @@ def gateway(directory: Path, upstream: ScriptedUpstream, failpoints: Path) -> It
         yield running
 
 
+async def nothing_stays_behind(directory: Path) -> None:
+    await wait_until(lambda: drained(directory), timeout=30, every=0.2)
+    kept = directory / ".promptmill" / "batches"
+    await wait_until(lambda: not [*kept.glob("*.growing"), *kept.glob("*.part")], every=0.2)
+
+
 @pytest.fixture
-async def client(gateway: Gateway, upstream: ScriptedUpstream) -> AsyncIterator[BatchClient]:
+async def client(gateway: Gateway, upstream: ScriptedUpstream, directory: Path) -> AsyncIterator[BatchClient]:
     upstream.default = echo
     upstream.requests.clear()
     async with httpx2.AsyncClient(base_url=gateway.url, timeout=30) as http:
         yield BatchClient(http)
+    await nothing_stays_behind(directory)
 
 
 def calls(upstream: ScriptedUpstream) -> Counter[str]:
     return Counter(asked(received) for received in upstream.requests)
 
 
-async def nothing_stays_behind(directory: Path) -> None:
-    await wait_until(lambda: drained(directory), timeout=30, every=0.2)
-    kept = [path.name for path in (directory / ".promptmill" / "batches").iterdir()]
-    assert [name for name in kept if name.endswith((".growing", ".part"))] == []
-
-
 async def test_a_batch_runs_every_line_through_its_prompt_manager_once(
-    client: BatchClient, upstream: ScriptedUpstream, directory: Path
+    client: BatchClient, upstream: ScriptedUpstream
 ) -> None:
     made = await client.create(lines(LINES, prompt_id="p"), metadata={"of": "mine"})
     assert made["status"] == "validating"
@@ -108,7 +109,6 @@ async def test_a_batch_runs_every_line_through_its_prompt_manager_once(
     assert used["total_tokens"] == used["input_tokens"] + used["output_tokens"] > 0
     stamps = [outcome.batch[f"{name}_at"] for name in ("created", "in_progress", "finalizing", "completed")]
     assert stamps == sorted(stamps)
-    await nothing_stays_behind(directory)
 
 
 async def test_no_process_grows_with_the_lines_of_a_batch(client: BatchClient, gateway: Gateway) -> None:
@@ -189,7 +189,7 @@ async def test_lines_wait_out_a_provider_that_is_down_or_overloaded(
         return failure(429, headers={"retry-after": "1"}) if int(asked(received)) % 2 else failure(503)
 
     upstream.default = down_for_a_while
-    outcome = await client.end((await client.create(lines(50)))["id"])
+    outcome = await client.end((await client.create(lines(50, model="overloaded")))["id"])
     outcome.check(IDS[:50])
     assert len(outcome.output) == 50
 
@@ -218,7 +218,7 @@ async def test_a_limited_provider_is_asked_at_its_pace_and_its_limit_is_used(
 
 async def test_a_key_that_its_provider_refuses_costs_no_line(client: BatchClient, upstream: ScriptedUpstream) -> None:
     upstream.default = lambda _: failure(401, "no such key")
-    made = await client.create(lines(LINES, model="barred"))  # the other's pace is what other tests left
+    made = await client.create(lines(LINES, model="barred"))  # the pace of a model is what other tests left
 
     async def waits() -> bool:
         return bool((await client.get(made["id"]))["promptmill"]["paused"] == "upstream_auth_failed")
@@ -270,7 +270,7 @@ async def test_a_batch_that_runs_out_of_time_expires_with_what_is_done(
 
 @pytest.mark.parametrize("point", ["validating", "mid_feed", "after_append", "before_rename", "before_terminal"])
 async def test_a_feed_that_is_killed_at_any_step_loses_and_repeats_no_line(
-    client: BatchClient, upstream: ScriptedUpstream, gateway: Gateway, failpoints: Path, directory: Path, point: str
+    client: BatchClient, upstream: ScriptedUpstream, gateway: Gateway, failpoints: Path, point: str
 ) -> None:
     killed = gateway.child("pipeline feed")
     (failpoints / f"feed.{point}").write_text("exit")
@@ -280,12 +280,11 @@ async def test_a_feed_that_is_killed_at_any_step_loses_and_repeats_no_line(
     outcome.check(IDS)
     assert outcome.texts() == {f"r{number}": str(number) for number in range(LINES)}
     assert sum(calls(upstream).values()) <= LINES + WINDOW
-    await nothing_stays_behind(directory)
 
 
 @pytest.mark.parametrize("part", ["dispatch", "resolve", "server"])
 async def test_a_batch_outlives_any_other_process(
-    client: BatchClient, upstream: ScriptedUpstream, gateway: Gateway, directory: Path, part: str
+    client: BatchClient, upstream: ScriptedUpstream, gateway: Gateway, part: str
 ) -> None:
     upstream.default = slow_echo
     killed = parts(gateway)[part]
@@ -296,7 +295,6 @@ async def test_a_batch_outlives_any_other_process(
     outcome.check(IDS)
     assert len(outcome.output) == LINES
     assert sum(calls(upstream).values()) <= LINES + WINDOW
-    await nothing_stays_behind(directory)
 
 
 @pytest.mark.parametrize("and_the_feed", [False, True])
@@ -313,7 +311,6 @@ async def test_a_batch_outlives_the_loss_of_all_that_is_in_redis(
     outcome.check(IDS)
     assert len(outcome.output) == LINES
     assert sum(calls(upstream).values()) <= LINES + (2 if and_the_feed else 1) * WINDOW
-    await nothing_stays_behind(directory)
 
 
 async def flush(directory: Path) -> None:
