@@ -25,7 +25,7 @@ class Cause(msgspec.Struct, frozen=True):
 
     code: str
     status: int
-    """HTTP status; 0 for a line that never ran."""
+    """HTTP status; 0 for a line that had no answer when its batch ended."""
     message: str
     hint: str
 
@@ -40,7 +40,7 @@ class Group(msgspec.Struct, kw_only=True):
 
     code: str
     status: int | None
-    """HTTP status; 0 for lines that never ran, None where it is not known."""
+    """HTTP status; 0 for lines that had no answer, None where it is not known."""
     count: int = 0
     example: str = ""
     hint: str = ""
@@ -84,7 +84,7 @@ def table(groups: Iterable[Group], width: int = 100) -> list[str]:
     """Return the groups as lines for people."""
     lines = []
     for group in groups:
-        status = "" if group.status is None else f"  ({group.status or 'not run'})"
+        status = "" if group.status is None else f"  ({group.status or 'no answer'})"
         lines.append(f"{group.count:>9,}  {group.code}{status}  {group.example}"[:width].rstrip())
         if group.hint:
             lines.append(f"{'':>11}{group.hint}")

@@ -64,8 +64,8 @@ class OpenLine:
     """A line that was handed to the pipeline, or will be again, and has no outcome yet."""
 
     __slots__ = (
-        "admission", "custom_id", "deferrals", "end", "fed", "group", "job", "limited", "need", "number", "offset",
-        "tries", "wake",
+        "admission", "code", "custom_id", "deferrals", "end", "fed", "group", "job", "limited", "need", "number",
+        "offset", "tries", "wake",
     )  # fmt: skip
 
     def __init__(self, line: Line, custom_id: str = "") -> None:
@@ -85,6 +85,8 @@ class OpenLine:
         self.deferrals = 0
         self.need = ""
         """What it lacked the last time it was not served."""
+        self.code = ""
+        """Code of the error that said so."""
         self.limited = False
         """Whether that is there, but has a limit."""
         self.wake = 0.0

@@ -38,7 +38,7 @@ CANCEL_MOST: Final = 512
 
 UNDONE: Final = {
     "expired": ("batch_expired", "This request could not be executed before the completion window expired."),
-    "cancelled": ("batch_cancelled", "This request was not executed because its batch was cancelled."),
+    "cancelled": ("batch_cancelled", "This request had no answer before its batch was cancelled."),
 }
 """The error of lines without an outcome, by what ended their batch."""
 
@@ -208,7 +208,7 @@ class BatchRun:
         if status == "completed":
             await ledger.reach("finalizing", self._desk.now())
         elif ledger.record.total:
-            await self._conclude_undone(blob, *UNDONE[status])
+            await self._conclude_undone(blob, window, *UNDONE[status])
         await self._conclude(parts, status)
 
     async def _fail(self, parts: Parts, *errors: LineError) -> None:
@@ -239,13 +239,14 @@ class BatchRun:
         except TransportError:
             return  # they end with their deadlines, and nobody reads their answers
 
-    async def _conclude_undone(self, blob: Blob, code: str, message: str) -> None:
+    async def _conclude_undone(self, blob: Blob, window: Window, code: str, message: str) -> None:
         errors, done = Outcomes(ERRORS), self._ledger.done
         async for lines in read_lines(blob, self._desk.settings.files.max_line_bytes):
             for line in lines:
                 if line.number not in done:
-                    custom_id = name_of(line)
-                    text = answers.unrun(self._request.hex, line.number, custom_id, code, message)
+                    known = window.get(line.number)
+                    why = f"Its last try ended in {known.code}. {message}" if known and known.code else message
+                    text = answers.unrun(self._request.hex, line.number, name_of(line), code, why)
                     errors.add(line.number, text, code)
             await self._ledger.write(errors)
 

@@ -172,6 +172,7 @@ class Window:
         """
         rest = min(LONGEST_REST, 2.0**line.deferrals) * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load
         line.deferrals += 1
+        line.code = error.code
         self.rest(line, now + max(rest, error.retry_after or 0.0))
         limited = error.code == UpstreamOverloaded.code
         self._mark(line, need, limited=limited)

@@ -70,8 +70,8 @@ def test_a_failed_line_has_a_reason_and_what_to_do(entry: dict[str, object], rea
     assert bool(cause.hint) == bool(hint)
 
 
-def test_a_line_that_never_ran_has_no_status() -> None:
-    assert table([Group(code="batch_expired", status=0, count=3)]) == ["        3  batch_expired  (not run)"]
+def test_a_line_that_had_no_answer_has_no_status() -> None:
+    assert table([Group(code="batch_expired", status=0, count=3)]) == ["        3  batch_expired  (no answer)"]
 
 
 def test_of_failures_that_are_only_counted_no_status_is_told() -> None:

@@ -16,7 +16,7 @@ from fakes.pipelines import ScriptedStage, raw_link
 from fakes.servers import Server
 from fakes.waiting import wait_until
 
-from pipeline.errors import DeadlineExceeded, InvalidRequest, UpstreamOverloaded
+from pipeline.errors import DeadlineExceeded, InvalidRequest, UpstreamOverloaded, UpstreamUnavailable
 from pipeline.job import BATCH, Facts, Job
 from pipeline.settings import BatchSettings, Settings
 from pipeline.stage import Delivery, Done, Fail, Outcome
@@ -64,6 +64,31 @@ async def test_a_line_whose_batch_expires_has_not_been_tried_in_vain(server: Ser
     assert (record.status, record.failed) == ("expired", 10)
     codes = [entry["error"]["code"] for entry in await written(desk, record.error_file_id)]  # type: ignore[index]
     assert codes == ["batch_expired"] * 10
+
+
+async def test_a_line_that_was_tried_says_why_it_has_no_answer_when_its_batch_is_cancelled(
+    server: Server, settings: Settings
+) -> None:
+    async def one_is_never_served(delivery: Delivery) -> Outcome:
+        return Fail(UpstreamUnavailable("500")) if line_of(delivery.job.id) == 2 else await answer(delivery)
+
+    stage, desk = ScriptedStage(one_is_never_served), make_desk(server, settings)
+    async with working(server, settings, stage), keeping(desk):
+        batch_id = await create(desk, lines(3))
+
+        async def is_put_off() -> bool:
+            return bool((await desk.store.get(batch_id, None)).record.progress.causes)
+
+        await wait_until(is_put_off, timeout=10)
+        await desk.store.cancel(await desk.store.get(batch_id, None))
+        record = (await ended(desk, batch_id)).record
+    assert (record.status, record.completed, record.failed) == ("cancelled", 2, 1)
+    (entry,) = await written(desk, record.error_file_id)
+    assert entry["error"] == {
+        "code": "batch_cancelled",
+        "message": "Its last try ended in upstream_unavailable. "
+        "This request had no answer before its batch was cancelled.",
+    }
 
 
 async def test_lines_that_nobody_can_serve_hold_the_feeding_up_and_come_again(
