@@ -55,7 +55,7 @@ class Headings:
         return self._known.get(name)
 
     def since(self, owner: str | None, begin: float) -> Sequence[Heading]:
-        """Return those of a key, or with None of all, that were made after `begin`, oldest first."""
+        """Return those of a key, or with None of all, made after `begin`, in seconds since 1970, oldest first."""
         found = self._of(owner)
         return found[bisect_right(found, begin, key=_created) :]
 

@@ -50,7 +50,7 @@ class ObjectParts:
         return self._ends[-1] if self._ends else 0
 
     async def append(self, data: bytes) -> None:
-        """Put one more object; `Growing.append` says the rest."""
+        """Put one more object; `Growing.append` says the rest. Raises StorageFull and StorageUnavailable."""
         if self._doubtful not in (None, data):
             raise StorageUnavailable("an earlier append has an unknown end; the blob is to be opened anew")
         if len(data) < SMALL:

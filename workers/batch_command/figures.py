@@ -42,7 +42,7 @@ class Pace:
 
 
 def headline(batch: Batch, pace: float | None) -> list[str]:
-    """Return the figures beside the bar; None: the pace is not known."""
+    """Return the figures beside the bar. `pace` is lines a second; None: it is not known."""
     counts = batch.counts
     if not counts.total:
         return [stand(batch)]

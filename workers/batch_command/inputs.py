@@ -66,7 +66,7 @@ class Selection:
         return line if self.is_whole else self._numbers[line - 1]
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield the lines' bytes."""
+        """Yield the lines' bytes. Raises ConfigurationError for a file that became shorter."""
         with self.path.open("rb") as file:
             for at in range(0, len(self._spans), 2):
                 start, end = self._spans[at], self._spans[at + 1]

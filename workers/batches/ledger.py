@@ -84,7 +84,7 @@ class Ledger:
         return self.tally.progress(self.done.failures, **now)
 
     async def reach(self, status: str, now: float, **changes: Any) -> None:
-        """Write that the batch has a new status. Raises Superseded."""
+        """Write that the batch has a new status since `now`, in seconds since 1970. Raises Superseded."""
         times = {**self.record.times, f"{status}_at": int(now)}
         await self.save(status=status, times=times, **changes)
 

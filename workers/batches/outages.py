@@ -44,7 +44,7 @@ class Outage:
 
 
 class Outages:
-    """What the lines of one batch wait for."""
+    """What the lines of one batch wait for. Times are the event loop's, in seconds."""
 
     def __init__(self) -> None:
         self._known: dict[str, Outage] = {}

@@ -15,7 +15,7 @@ SPREAD: Final = 1.0
 
 
 class Rests:
-    """Resting lines by number. None of them has a job, nor anything in Redis."""
+    """Resting lines by number: none has a job, nor anything in Redis. Times are the event loop's, in seconds."""
 
     def __init__(self) -> None:
         self._lines: dict[int, OpenLine] = {}

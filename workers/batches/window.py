@@ -34,7 +34,11 @@ LONGEST_REST: Final = 300.0
 
 
 class Window:
-    """Lines under way by number, and those that rest. `share` says how many of `all_lines` may be under way."""
+    """
+    Lines under way by number, and those that rest. `share` says how many of `all_lines` may be under way.
+
+    Times are seconds by the event loop's clock.
+    """
 
     def __init__(self, line_timeout: float, all_lines: int, share: Callable[[], int]) -> None:
         self.open: dict[int, OpenLine] = {}
