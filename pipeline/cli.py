@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import pkgutil
 import sys
@@ -11,7 +12,7 @@ from typing import Any, Final
 import click
 
 from pipeline import plugins
-from pipeline.errors import ConfigurationError, PipelineError, TransportError
+from pipeline.errors import ConfigurationError, PipelineError, StorageFull, TransportError
 from pipeline.startup import UNREACHABLE, refuse
 
 _OURS: Final = {
@@ -116,9 +117,19 @@ def main(args: list[str] | None = None) -> None:
     except PipelineError as error:
         refuse(error, 1)
     except BrokenPipeError:  # `promptmill status | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_output()
         sys.exit(0)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _close_output()
+        refuse(StorageFull("there is no space for the output; make room, or send it elsewhere"), 1)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _close_output() -> None:
+    """Let nothing more be written to standard output: the interpreter would try once more, and say so."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -105,6 +105,19 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False, capture_output=True).returncode == 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is full")
+def test_an_output_without_space_is_told_in_words() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", "from pipeline import cli; cli.main(['--help'])"],
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+        )
+    assert done.returncode == 1
+    assert done.stderr == b"promptmill: there is no space for the output; make room, or send it elsewhere\n"
+
+
 def test_an_entry_point_that_is_no_command_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = EntryPoint("odd", "os:getcwd", plugins.GROUP)
     monkeypatch.setattr(plugins, "commands", lambda: {"odd": entry})
