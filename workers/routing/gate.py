@@ -63,6 +63,8 @@ class Gate:
         self._fires_at = 0.0
         self._seconds = 0.0
         """Of a call, on average."""
+        self._lately = 0.0
+        """Seconds of the call that ended last."""
         self._given_out = 0.0
         """Until when turns are given out to calls that were put off."""
 
@@ -116,6 +118,7 @@ class Gate:
         self._release()
 
     def _measure(self, seconds: float) -> None:
+        self._lately = seconds
         self._seconds += 0.1 * (seconds - self._seconds) if self._seconds else seconds
 
     def hold(self, retry_after: float | None) -> None:
@@ -138,7 +141,7 @@ class Gate:
 
     def opens(self) -> float:
         """Return the seconds until a call may begin; infinite while one under way has to end first."""
-        return self.pace.wait if self._room >= 1 else math.inf
+        return self.pace.wait_beside(self.limit.in_flight) if self._room >= 1 else math.inf
 
     @property
     def _room(self) -> float:
@@ -149,7 +152,7 @@ class Gate:
 
     def begin(self) -> Ticket:
         """Count a call that begins; `leave` must follow."""
-        launched = self.pace.launch(self._seconds)
+        launched = self.pace.launch(self._lately)
         return Ticket(launched, self.limit.begin(), self._clock(), self._allowance.begin())
 
     def _release(self) -> None:
@@ -163,7 +166,7 @@ class Gate:
         if not self._waiting or self.limit.room < 1:
             return
         now = self._clock()
-        seconds = self.pace.wait if self._room >= 1 else LOOK_AGAIN
+        seconds = min(self.opens(), LOOK_AGAIN)
         if self._timer is not None:
             if self._fires_at <= now + seconds:
                 return

@@ -72,6 +72,8 @@ class Pace:
         self._grown = 0.0
         self._kept = 0.0
         """Calls that a bucket keeps for later, at least; -1 where the provider counts periods instead."""
+        self._came_back = 0.0
+        """Calls that the limit allowed during this rest; infinite where it is too long for a bucket's."""
 
     @property
     def known(self) -> bool:
@@ -110,6 +112,10 @@ class Pace:
         now = self._clock()
         return max(0.0, self._until - now, self._next - now)
 
+    def wait_beside(self, under_way: int) -> float:
+        """Return the seconds until the next call may be launched beside so many."""
+        return self.rest if not self.known and under_way + 1 <= self._ramp.few else self.wait
+
     def launch(self, seconds: float = 0.0) -> int:
         """Count a call, calls taking so many seconds lately (0: not known); returns what `refused` asks for."""
         now = self._clock()
@@ -118,7 +124,8 @@ class Pace:
         if now - self._next > IDLE:
             self._ramp = Ramp()
         spacing = 1 / self.rate
-        self._next = max(self._next, now - SLACK) + spacing
+        at = max(self._next, now - SLACK)
+        self._next = (at if self.known else min(at, now)) + spacing
         self._grown += spacing
         self._ramp.grow(seconds)
         cycle = self._cycle
@@ -172,9 +179,7 @@ class Pace:
         rest = self._until - cycle.hit_at
         low = max(cycle.accepted, 1.0) / max(cycle.hit_at - cycle.began + rest, 0.001)
         high = max(cycle.hit, low)
-        kept = self._kept
-        if kept >= 0:
-            self._kept = max(kept, low * rest) if rest <= LONG else -1.0
+        self._came_back = low * rest if rest <= LONG else math.inf
         if rest > LONG and self._last is None:
             self._base, self._goal = MARGIN * low, 2**10 * low
             self._climb = 10 * SEARCH
@@ -185,7 +190,7 @@ class Pace:
         elif high < 1.2 * low:
             self._base, self._goal = MARGIN * math.sqrt(low * high), MARGIN * high
             self._climb = 40.0
-        elif low * rest + 1 <= kept:  # all that came back during the rest was kept: that is the limit, about
+        elif low * rest + 1 <= self._kept:  # all that came back during the rest was kept: that is the limit, about
             accepted = max(cycle.accepted, 1.0)
             self._base, self._goal = MARGIN * low, low * (1 + 1 / accepted)
             self._climb = min(120.0, 20 * accepted)
@@ -197,6 +202,8 @@ class Pace:
     def _resume(self, now: float) -> None:
         self._resting = False
         self._number += 1
+        if self._kept >= 0:
+            self._kept = max(self._kept, self._came_back) if self._came_back < math.inf else -1.0
         if self._base:
             self._last = self._cycle
         self._cycle = _Cycle(self._until)

@@ -8,8 +8,11 @@ from typing import Final
 FIRST: Final = 25.0
 """Calls a second to begin with."""
 
-WASTED: Final = 0.01
+WASTED: Final = 0.008
 """Share of the calls before the first refusal that may be under way as it is heard of, where calls are quick."""
+
+FEW: Final = 0.015
+"""Share of the calls so far that may always be under way."""
 
 SLOWEST: Final = 0.5
 """Growth a second at least: from 25 to 3,000 calls a second within ten seconds."""
@@ -18,6 +21,11 @@ FASTEST: Final = 3.0
 
 LIKELY: Final = 8000
 """Calls without a refusal after which a limit is less and less likely to be met soon."""
+
+
+RISE: Final = 0.1
+FALL: Final = 0.3
+"""Weights of a call's seconds in their average, where they are more than it and where less."""
 
 
 class Ramp:
@@ -31,7 +39,13 @@ class Ramp:
     def __init__(self) -> None:
         self.rate = FIRST
         self._made = 0
-        self._least = math.inf
+        self._seconds = self._least = math.inf
+        """Of calls lately, and the shortest that was."""
+
+    @property
+    def few(self) -> float:
+        """How many calls under way are so few that another may begin whatever the rate."""
+        return FEW * self._made * (1 + self._made / LIKELY)
 
     @property
     def most(self) -> float:
@@ -41,14 +55,16 @@ class Ramp:
         More than the provider's own seconds account for only wait for this process; four times the shortest average
         leaves room for providers that take longer for one call than for another.
         """
-        allowed = 2 + WASTED * self._made * (1 + self._made / LIKELY)
-        return allowed + 4 * self.rate * self._least
+        return 2 + self.few + 4 * self.rate * self._least
 
     def grow(self, seconds: float) -> None:
-        """Take note of a call, calls taking so many seconds lately; 0 when none was answered yet."""
+        """Take note of a call; the one that ended last took so many seconds, 0 when none has."""
         self._made += 1
         if not seconds:
             return
-        self._least = min(self._least, seconds)
+        # The first one opens a connection, and waits for much that the others do not.
+        weight = RISE if seconds > self._seconds else FALL
+        self._seconds = seconds if self._seconds == math.inf else self._seconds + weight * (seconds - self._seconds)
+        self._least = min(self._least, self._seconds)
         # Who answers slowly needs many calls under way, and mostly does not refuse slowly as well.
-        self.rate += min(FASTEST, max(WASTED / seconds, SLOWEST * max(1.0, seconds)))
+        self.rate += min(FASTEST, max(WASTED / self._seconds, SLOWEST * max(1.0, self._seconds)))
