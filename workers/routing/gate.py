@@ -182,7 +182,9 @@ class Gate:
         """Put off those whose turn is far away now."""
         self._given_out = 0.0
         self._allowance.forget()
+        later = []
         while self._waiting and self._delay_behind(len(self._waiting) - 1) > PATIENCE:
-            turn = self._waiting.pop()
+            later.append(self._waiting.pop())
+        for turn in reversed(later):  # who waited first comes back first
             if not turn.done():
                 turn.set_exception(self.postponed())

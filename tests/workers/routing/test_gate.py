@@ -99,6 +99,27 @@ async def test_those_who_wait_as_the_rest_begins_are_postponed_and_those_near_th
     assert max(later) > PATIENCE
 
 
+async def test_of_a_crowd_that_a_refusal_puts_off_who_waited_first_comes_back_first_and_at_once() -> None:
+    gate = make()
+    first = await gate.enter()
+    outcomes: dict[int, float] = {}
+
+    async def call(number: int) -> None:
+        try:
+            gate.leave(await gate.enter())
+        except Postponed as later:
+            outcomes[number] = later.seconds
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(3000):
+            tasks.start_soon(call, number)
+        await wait_until(lambda: 0 < len(gate._waiting) < 2990)
+        gate.leave(first, limited(1.0))
+    put_off = list(outcomes.values())
+    assert min(put_off) < 3  # the rest is over then
+    assert put_off[:100] == sorted(put_off[:100])
+
+
 async def test_a_call_that_left_while_it_waited_takes_no_turn() -> None:
     gate = make()
     with anyio.move_on_after(0):
