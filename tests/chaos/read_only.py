@@ -38,7 +38,7 @@ os.write, os.fsync, os.fdatasync = map(_refused, (os.write, os.fsync, os.fdatasy
 """
 """
 For `Layout.site`: while the mark is there, whatever would change a file or a name below the data directory fails with
-EROFS, on descriptors that were open before, too. No mount is needed, and the processes can tell no difference.
+EROFS, on descriptors that were open before, too: as with a disk that the kernel made read-only, and without a mount.
 """
 
 
