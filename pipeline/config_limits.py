@@ -55,6 +55,7 @@ _FILES: Final[Converters] = {
 _BATCHES: Final[Converters] = {
     "batch_window": _COUNT,
     "batch_line_timeout": seconds,
+    "batch_line_tries": _COUNT,
     "batch_retention": seconds,
     "max_batch_lines": _COUNT,
     "max_batch_bytes": size,

@@ -177,6 +177,8 @@ class BatchSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Lines of all batches that are under way at a time; raise it for slow providers with much capacity."""
     batch_line_timeout: float = 600.0
     """How long one try of a line may take; raise it for long reasoning models."""
+    batch_line_tries: int | None = None
+    """How often a line is tried whose provider or prompt manager fails; unset: until its batch expires."""
     batch_retention: float = 30 * 86400.0
     """How long a batch that has ended is known; lower it if there are very many."""
     batch_limits: str | None = None

@@ -43,6 +43,11 @@ PASSING: Final = frozenset(
 )
 """Codes of errors that are not about the line itself, or for the operator to mend: it is fed again later."""
 
+FAILING: Final = frozenset(
+    error.code for error in (UpstreamUnavailable, UpstreamTimeout, UpstreamCut, PromptManagerError, PromptTimeout)
+)
+"""Those among them that one line may meet each time, although others are served."""
+
 DEAD: Final = frozenset((InternalError.code, PromptWorkerLost.code))
 """Codes of errors that come with a dead letter."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Final
 
@@ -37,11 +38,15 @@ log = logs.logger("feed")
 class Collector:
     """Collects the answers of one batch; it is the only reader of their stream."""
 
-    def __init__(self, request: BatchRequest, ledger: Ledger, window: Window, stream: LineStream) -> None:
+    def __init__(
+        self, request: BatchRequest, ledger: Ledger, window: Window, stream: LineStream, tries: int | None
+    ) -> None:
+        """Make one; `tries` is how often a line may fail, any number of times if None."""
         self._request = request
         self._ledger = ledger
         self._window = window
         self._stream = stream
+        self._tries = tries or math.inf
         self._results = Outcomes(RESULTS)
         self._errors = Outcomes(ERRORS)
 
@@ -83,7 +88,8 @@ class Collector:
         if reply.error is not None:
             if self._passes(line, reply, reply.error):
                 return
-            self._served(line, served(reply, line.group))
+            if reply.error.code not in answers.PASSING:
+                self._served(line, served(reply, line.group))
             text = answers.refused(batch, line.number, line.custom_id, reply.error, reply.facts)
             if reply.error.code in answers.DEAD:
                 self._window.set_aside(line, text, reply.error.code)
@@ -118,6 +124,8 @@ class Collector:
                 self._defer(line, missed(reply, line.group), error)
                 if reply.facts.prompt:
                     self._served(line, [PROMPTS])
+                line.failures += error.code in answers.FAILING
+                return line.failures < self._tries
         return True
 
     def _defer(self, line: OpenLine, need: str, error: ErrorFields) -> None:

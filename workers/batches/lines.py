@@ -64,8 +64,8 @@ class OpenLine:
     """A line that was handed to the pipeline, or will be again, and has no outcome yet."""
 
     __slots__ = (
-        "admission", "code", "custom_id", "deferrals", "end", "fed", "group", "job", "limited", "need", "number",
-        "offset", "tries", "wake",
+        "admission", "code", "custom_id", "deferrals", "end", "failures", "fed", "group", "job", "limited", "need",
+        "number", "offset", "tries", "wake",
     )  # fmt: skip
 
     def __init__(self, line: Line, custom_id: str = "") -> None:
@@ -83,6 +83,8 @@ class OpenLine:
         self.tries = 0
         """Jobs that ran into their deadline."""
         self.deferrals = 0
+        self.failures = 0
+        """Jobs that its provider or prompt manager failed on, as far as this owner knows."""
         self.need = ""
         """What it lacked the last time it was not served."""
         self.code = ""

@@ -134,7 +134,9 @@ class BatchRun:
             return
         source = await self._take_over(blob, window)
         feeder = Feeder(self._request, ledger, window, source, self._reader, self._desk.transport)
-        self._collector = collector = Collector(self._request, ledger, window, stream)
+        self._collector = collector = Collector(
+            self._request, ledger, window, stream, self._desk.settings.batches.batch_line_tries
+        )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(collector.run)
             await feeder.run()

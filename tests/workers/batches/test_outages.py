@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import anyio
+import msgspec
 import pytest
 from fakes.batches import line, lines
 from fakes.desks import answer, create, ended, keeping, make_desk, working
@@ -16,10 +17,11 @@ from pipeline.errors import (
     PromptManagerError,
     UpstreamAuthFailed,
     UpstreamCut,
+    UpstreamTimeout,
     UpstreamUnavailable,
 )
 from pipeline.job import Facts, Reply
-from pipeline.settings import Settings
+from pipeline.settings import BatchSettings, Settings
 from pipeline.stage import Delivery, Done, Fail, Outcome
 from workers.batches.lines import line_of
 from workers.batches.outages import LONG_RUN, LONGEST_PAUSE, PROMPTS, WORKERS, Outages, missed, served
@@ -162,3 +164,46 @@ async def test_one_model_that_is_down_does_not_hold_up_the_lines_of_others(serve
         assert len(tried) < 3 * 20
         mended = True
         assert (await ended(desk, batch_id)).record.completed == 300
+
+
+@pytest.mark.parametrize(
+    "error", [UpstreamUnavailable("down"), UpstreamTimeout("slow"), PromptManagerError("no", stage="resolve")]
+)
+async def test_a_line_that_fails_as_often_as_it_may_is_an_error(
+    server: Server, settings: Settings, error: PipelineError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.batches.window.LONGEST_REST", 0.1)
+    settings = msgspec.structs.replace(settings, batches=BatchSettings(batch_window=20, batch_line_tries=3))
+
+    async def fail(delivery: Delivery) -> Outcome:
+        return Fail(error, Facts(model="gpt-4")) if line_of(delivery.job.id) == 7 else await answer(delivery)
+
+    stage, desk = ScriptedStage(fail), make_desk(server, settings)
+    async with working(server, settings, stage), keeping(desk):
+        record = (await ended(desk, await create(desk, lines(20)))).record
+    assert (record.completed, record.failed) == (19, 1)
+    assert record.progress.failures == {error.code: 1}
+    assert len([d for d in stage.seen if line_of(d.job.id) == 7]) == 3
+
+
+async def test_an_outage_that_uses_up_the_tries_of_its_lines_still_pauses_the_others(
+    server: Server, settings: Settings
+) -> None:
+    mended = False
+    settings = msgspec.structs.replace(settings, batches=BatchSettings(batch_window=20, batch_line_tries=1))
+
+    async def fail(delivery: Delivery) -> Outcome:
+        return await answer(delivery) if mended else Fail(UpstreamUnavailable("down"), Facts(model="gpt-4"))
+
+    stage, desk = ScriptedStage(fail), make_desk(server, settings)
+    async with working(server, settings, stage), keeping(desk):
+        batch_id = await create(desk, lines(200))
+
+        async def waits() -> bool:
+            return bool((await desk.store.get(batch_id, None)).record.progress.paused)
+
+        await wait_until(waits, timeout=10)
+        mended = True
+        record = (await ended(desk, batch_id)).record
+    assert record.completed + record.failed == 200
+    assert record.failed < 2 * 20 + LONG_RUN
