@@ -20,7 +20,7 @@ from benchmarks.paced import create
 from benchmarks.slow_upstream import slow_upstream
 
 LIVE = {"model": "gpt-4", "messages": [{"role": "user", "content": "hi"}]}
-SETTLING = 6.0
+SETTLING = 12.0
 """Seconds a batch gets to come up to its rate."""
 
 
