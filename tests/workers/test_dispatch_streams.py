@@ -17,6 +17,7 @@ from fakes.waiting import wait_until
 from pipeline.catalog import Catalog
 from pipeline.errors import (
     DeadlineExceeded,
+    UpstreamCut,
     UpstreamError,
     UpstreamGarbled,
     UpstreamOverloaded,
@@ -141,11 +142,13 @@ async def test_a_host_that_never_says_done_is_completed(upstream: ScriptedUpstre
     assert sent(given).endswith(b"data: [DONE]\n\n")
 
 
-@pytest.mark.parametrize("then", [CUT, None])
-async def test_a_cut_stream_fails_after_its_frames_and_never_says_done(upstream: ScriptedUpstream, then: Any) -> None:
+@pytest.mark.parametrize(("then", "kind"), [(CUT, UpstreamCut), (None, UpstreamGarbled)])
+async def test_a_cut_stream_fails_after_its_frames_and_never_says_done(
+    upstream: ScriptedUpstream, then: Any, kind: type
+) -> None:
     upstream.script(sse(chunk("a"), done=False, then=then))
     given = delivery()
-    failed(await handled(upstream, given, retries=5), UpstreamGarbled)
+    failed(await handled(upstream, given, retries=5), kind)
     assert b'"a"' in sent(given)
     assert b"[DONE]" not in sent(given)
     assert len(upstream.requests) == 1
