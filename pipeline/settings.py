@@ -211,7 +211,7 @@ class PromptSettings(msgspec.Struct, frozen=True, kw_only=True):
 class DispatchSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The dispatch stage."""
 
-    slots: int = 8000
+    slots: int = 6000
     """`dispatch_slots`: provider calls one process has in flight; never more than it may have files open."""
     max_response_bytes: int = 64 * 2**20
     """Largest answer read from a provider, after decompression."""
