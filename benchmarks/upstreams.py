@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -14,7 +15,7 @@ from typing import Any, Final
 LENGTH: Final = re.compile(rb"(?i)content-length: *(\d+)")
 
 
-class Wire(asyncio.Protocol):
+class Wire(asyncio.Protocol, ABC):
     """One connection to an upstream, with one call at a time on it."""
 
     _received = b""
@@ -33,9 +34,9 @@ class Wire(asyncio.Protocol):
             call, self._received = self._received, b""
             self.take(call)
 
+    @abstractmethod
     def take(self, call: bytes) -> None:
         """Take a call, its head and its body."""
-        raise NotImplementedError
 
 
 def http(said: object) -> bytes:

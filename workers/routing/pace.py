@@ -113,11 +113,16 @@ class Pace:
         return max(0.0, self._until - now, self._next - now)
 
     def wait_beside(self, under_way: int) -> float:
-        """Return the seconds until the next call may be launched beside so many."""
-        return self.rest if not self.known and under_way + 1 <= self._ramp.few else self.wait
+        """
+        Return the seconds until the next call may be launched beside so many.
+
+        While no limit is known, few calls under way waste few, at whatever rate they are answered.
+        """
+        unlimited = not self._base and self._configured == math.inf
+        return self.rest if unlimited and under_way + 1 <= self._ramp.few else self.wait
 
     def launch(self, seconds: float = 0.0) -> int:
-        """Count a call, calls taking so many seconds lately (0: not known); returns what `refused` asks for."""
+        """Count a call; the last one that ended took so many seconds (0: none has). Returns what `refused` asks for."""
         now = self._clock()
         if self._resting:
             self._resume(now)

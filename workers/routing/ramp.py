@@ -22,7 +22,6 @@ FASTEST: Final = 3.0
 LIKELY: Final = 8000
 """Calls without a refusal after which a limit is less and less likely to be met soon."""
 
-
 RISE: Final = 0.1
 FALL: Final = 0.3
 """Weights of a call's seconds in their average, where they are more than it and where less."""

@@ -276,6 +276,16 @@ def test_a_limit_that_is_configured_is_kept_to_from_the_first_call_on(
     assert not found.refused
 
 
+def test_quick_answers_do_not_lead_beyond_a_configured_limit() -> None:
+    found = Simulation(Provider(unlimited), rpm=60_000)
+    counts = [0]
+    for second in range(1, 8):
+        (figures,) = found.run(second)
+        counts.append(figures.accepted)
+    assert max(after - before for before, after in itertools.pairwise(counts)) <= 1050
+    assert counts[-1] - counts[-2] >= 900
+
+
 def test_a_limit_that_is_lower_than_the_one_configured_is_learned() -> None:
     (found,) = Simulation(Provider(fixed_window(600)), rpm=900).run(300.0)
     assert found.accepted >= 0.95 * 600 * 5
