@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NoReturn
@@ -34,9 +35,13 @@ YIELD_AFTER: Final = 0.0005
 COLLECT_AFTER: Final = 100_000
 """New objects after which the garbage collector looks at those, and stops all else meanwhile; Python's own is 700."""
 
-
 NICENESS: Final = 10
 """How far processes of batches stand back where processors are short: live requests are served by others."""
+
+AUTOGROUP: Final = Path("/proc/self/autogroup")
+AUTOGROUP_TRIES: Final = 10
+AUTOGROUP_PAUSE: Final = 0.12
+"""Seconds: the kernel takes the next value a tenth of a second after the last."""
 
 
 class Source:
@@ -162,8 +167,24 @@ def spare_collections() -> None:
 
 
 def stand_back() -> None:
-    """Let processes that serve live requests have the processors first; batches get what they leave."""
+    """
+    Let processes that serve live requests have the processors first; batches get what they leave.
+
+    Where Linux shares the processors among sessions, a niceness counts only within one, and the supervisor gives each
+    process a session of its own: that session gets it as well (sched(7), "The autogroup feature").
+    """
     os.nice(NICENESS)
+    if os.getsid(0) != os.getpid():
+        return  # begun from a terminal: its session is not ours to slow down
+    for _ in range(AUTOGROUP_TRIES):
+        try:
+            AUTOGROUP.write_text(str(NICENESS))
+        except BlockingIOError:
+            time.sleep(AUTOGROUP_PAUSE)  # taken from anybody but root ten times a second, on the whole machine
+        except OSError:
+            return  # no such sharing here: the niceness is enough
+        else:
+            return
 
 
 def yield_often() -> None:

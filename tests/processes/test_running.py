@@ -14,7 +14,7 @@ from fakes.gateways import CONFIG, MANAGER, Gateway, alive, promptmill, start_ga
 from fakes.servers import start_server
 from fakes.waiting import wait_until
 
-from pipeline.startup import NICENESS
+from pipeline.startup import AUTOGROUP, NICENESS
 
 pytestmark = [pytest.mark.processes, pytest.mark.anyio]
 
@@ -92,6 +92,15 @@ async def test_processes_of_batches_stand_back_for_those_of_live_requests(gatewa
     nice = {words: os.getpriority(os.PRIO_PROCESS, gateway.child(f"pipeline {words}")) for words in (*LIVE, *BATCHES)}
     assert {nice[words] - nice["ingress"] for words in LIVE} == {0}
     assert {nice[words] - nice["ingress"] for words in BATCHES} == {NICENESS}
+
+
+@pytest.mark.skipif(not AUTOGROUP.exists(), reason="this kernel does not share the processors among sessions")
+async def test_the_sessions_of_batches_stand_back_too(gateway: Gateway) -> None:
+    def niceness(words: str) -> int:
+        return int(Path(f"/proc/{gateway.child(f'pipeline {words}')}/autogroup").read_text().split()[-1])
+
+    assert {niceness(words) for words in LIVE} == {0}
+    assert {niceness(words) for words in BATCHES} == {NICENESS}
 
 
 @pytest.mark.parametrize("words", ["pipeline worker resolve", "pipeline ingress", "-server "])
