@@ -18,6 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     ClusterDownError,
+    MasterDownError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -37,7 +38,8 @@ ANSWER_TIMEOUT: Final = 5.0
 
 # redis-py has classes for some of the replies that mean "not now" and takes the code off their text; of the others
 # the text begins with the code. "BUSY " with its blank: BUSYGROUP only says that a group is there.
-_NOT_NOW: Final = (ReadOnlyError, TryAgainError, ClusterDownError)
+_DEMOTED: Final = (ReadOnlyError, MasterDownError)
+_NOT_NOW: Final = (*_DEMOTED, TryAgainError, ClusterDownError)
 _NOT_NOW_CODES: Final = ("UNBLOCKED ", "BUSY ", "MISCONF ", "NOREPLICAS ")
 
 
@@ -110,9 +112,9 @@ class Link:
             except BaseException:  # cancelled in the middle: the next reply would answer another question
                 self._drop()
                 raise
-        for reply in replies:
-            if isinstance(reply, ResponseError):
-                _raise_if_server_is_away(reply)
+            for reply in replies:
+                if isinstance(reply, ResponseError):
+                    self._raise_if_server_is_away(reply)
         return replies
 
     async def run(self, command: Command) -> Any:
@@ -145,6 +147,13 @@ class Link:
                 for i, reply in zip(missing, await _exchange(self._connection, again), strict=True):
                     replies[i] = reply
             return replies
+
+    def _raise_if_server_is_away(self, error: ResponseError) -> None:
+        """Raise for replies that mean "not now": a script holds the server up, its disk is full, it is a replica."""
+        if isinstance(error, _DEMOTED):  # it keeps our connection; who has its place is who answers the next one
+            self._drop()
+        if isinstance(error, _NOT_NOW) or str(error).startswith(_NOT_NOW_CODES):
+            raise TransportUnavailable(f"Redis cannot serve yet: {error}", retry_after=1.0) from error
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -216,12 +225,6 @@ def _trouble(error: BaseException) -> tuple[str, str]:
     if "max number of clients" in str(error):
         return "has no connection left (maxclients)", "Raise its `maxclients`."
     return f"cannot be reached ({type(error).__name__})", "Requests are served again as soon as it is back."
-
-
-def _raise_if_server_is_away(error: ResponseError) -> None:
-    """Raise for replies that mean "not now": the server is loading, a replica, or over its connection limit."""
-    if isinstance(error, _NOT_NOW) or str(error).startswith(_NOT_NOW_CODES):
-        raise TransportUnavailable(f"Redis cannot serve yet: {error}", retry_after=1.0) from error
 
 
 def describe(url: str) -> str:

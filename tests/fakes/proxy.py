@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager
 class Proxy:
     """Passes bytes on; counts connections, and loses answers or refuses when told to."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, url: str) -> None:
+        self.move_to(url)
         self._writers: set[asyncio.StreamWriter] = set()
         self.url = ""
         self.connections = 0
@@ -24,6 +24,10 @@ class Proxy:
         self.lose_answer_to = b""
         """The next request that contains these bytes is delivered, and its connection cut before the answer."""
         self.lost = 0
+
+    def move_to(self, url: str) -> None:
+        """Lead new connections to another server; the others stay where they are."""
+        self._path = url.removeprefix("unix://")
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
@@ -81,7 +85,7 @@ class Proxy:
 @asynccontextmanager
 async def proxy_to(url: str) -> AsyncIterator[Proxy]:
     """Run a proxy in front of a server's `unix://` URL."""
-    proxy = Proxy(url.removeprefix("unix://"))
+    proxy = Proxy(url)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
     proxy.url = f"redis://{host}:{port}"

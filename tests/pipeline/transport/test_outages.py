@@ -128,6 +128,28 @@ async def test_an_outcome_that_meets_a_lost_group_is_still_told_to_its_client(ur
         await link.run(("UNLINK", keyspace.jobs("dispatch", "live")))
 
 
+async def test_after_a_failover_everybody_comes_to_the_new_primary_at_the_same_address(url: str, tmp_path: Path) -> None:
+    stages = (spec("resolve", ScriptedStage(forward)), spec("dispatch", ScriptedStage(echo)))
+    async with proxy_to(url) as proxy, raw_link(url) as old:
+        with start_server(tmp_path) as promoted:
+            async with connected_client(proxy.url, QUICK) as client, running_worker(proxy.url, QUICK, *stages):
+                assert await _ask(client, b"before") == b"before"
+                await old.run(("REPLICAOF", "127.0.0.1", 1))  # it lives on, and lets its clients keep their connections
+                proxy.move_to(promoted.url)
+
+                async def answered() -> bool:
+                    try:
+                        return await _ask(client, b"after") == b"after"
+                    except (TimeoutError, TransportUnavailable):
+                        return False
+
+                try:
+                    await wait_until(answered, timeout=10)
+                finally:
+                    await old.run(("REPLICAOF", "NO", "ONE"))
+                    await old.run(("FLUSHALL",))
+
+
 async def test_jobs_that_redis_lost_are_answered_with_an_error_soon(url: str, monkeypatch) -> None:
     monkeypatch.setattr(client_module, "LOST_AFTER", 0.3)
     async with connected_client(url, QUICK) as client, raw_link(url) as link:
