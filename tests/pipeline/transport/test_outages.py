@@ -128,7 +128,7 @@ async def test_an_outcome_that_meets_a_lost_group_is_still_told_to_its_client(ur
         await link.run(("UNLINK", keyspace.jobs("dispatch", "live")))
 
 
-async def test_after_a_failover_everybody_comes_to_the_new_primary_at_the_same_address(url: str, tmp_path: Path) -> None:
+async def test_after_a_failover_everybody_comes_to_the_new_primary(url: str, tmp_path: Path) -> None:
     stages = (spec("resolve", ScriptedStage(forward)), spec("dispatch", ScriptedStage(echo)))
     async with proxy_to(url) as proxy, raw_link(url) as old:
         with start_server(tmp_path) as promoted:
