@@ -110,12 +110,13 @@ async def download(exchange: Exchange) -> None:
                 await _download(exchange, record, blob)
             except RangeNotSatisfiable as error:
                 metrics.REFUSALS[error.code, "ingress"].inc()
-                await exchange.refuse(error.fields("ingress"), [(b"content-range", b"bytes */%d" % blob.size)])
+                facts = [(b"content-range", b"bytes */%d" % blob.size), (b"etag", _etag(record))]
+                await exchange.refuse(error.fields("ingress"), facts)
 
 
 async def _download(exchange: Exchange, record: FileRecord, blob: Blob) -> None:
-    etag = f'"{record.sha256}"'
-    unchanged = exchange.header(b"if-range") in ("", etag)
+    etag = _etag(record)
+    unchanged = exchange.header(b"if-range") in ("", etag.decode())
     part = wanted_range(exchange.header(b"range"), blob.size) if unchanged else None
     start, end = part or (0, blob.size)
     headers = [
@@ -123,7 +124,7 @@ async def _download(exchange: Exchange, record: FileRecord, blob: Blob) -> None:
         (b"content-disposition", _disposition(record.file.filename)),
         (b"x-content-type-options", b"nosniff"),
         (b"accept-ranges", b"bytes"),
-        (b"etag", etag.encode()),
+        (b"etag", etag),
     ]
     if part is not None:
         headers.append((b"content-range", b"bytes %d-%d/%d" % (start, end - 1, blob.size)))
@@ -132,6 +133,11 @@ async def _download(exchange: Exchange, record: FileRecord, blob: Blob) -> None:
         await exchange.send({"type": "http.response.body"})
     else:
         await send(exchange, blob if part else Verified(blob, record.sha256), start, end)
+
+
+def _etag(record: FileRecord) -> bytes:
+    """Return the checksum as a header: who resumes a download, and gets its end as a part, compares it himself."""
+    return b'"%b"' % record.sha256.encode()
 
 
 def _check_purpose(purpose: str) -> None:

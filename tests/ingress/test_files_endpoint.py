@@ -256,6 +256,8 @@ async def test_a_range_holds_for_the_contents_it_was_begun_with(client: httpx2.A
     for value, status in ((etag, 206), ('"other"', 200)):
         response = await client.get(path, headers={"range": "bytes=1-2", "if-range": value})
         assert response.status_code == status
+    beyond = await client.get(path, headers={"range": "bytes=100-"})
+    assert (beyond.status_code, beyond.headers["etag"]) == (416, etag), "who has all of it can compare it"
 
 
 async def test_a_file_that_is_cut_short_while_it_is_sent_ends_the_connection(tmp_path: Path) -> None:

@@ -36,13 +36,18 @@ def refusing(*texts: str) -> Callable[[Received], Answer]:
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory, upstream: ScriptedUpstream) -> Iterator[Gateway]:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("gateway")
+
+
+@pytest.fixture(scope="module")
+def gateway(directory: Path, upstream: ScriptedUpstream) -> Iterator[Gateway]:
     config = (
         f"model_list: [{{model_name: gpt-4, litellm_params: {{model: openai/m, api_base: '{upstream.url}', "
         "api_key: sk-upstream}}]\n"
         "general_settings: {master_key: sk-master-of-the-test}\n"
     )
-    with start_gateway(tmp_path_factory.mktemp("gateway"), config=config) as running:
+    with start_gateway(directory, config=config) as running:
         yield running
 
 
@@ -234,6 +239,20 @@ def test_a_batch_that_runs_is_shown_and_cancelled(command: Command, upstream: Sc
         "give the same command again: it runs only the lines without an answer"
     }
     assert command("run", "in.jsonl", "-o", "out.jsonl") == 0
+
+
+@pytest.mark.parametrize("words", [("-o", "out.jsonl"), ()])
+def test_results_that_are_not_what_was_stored_are_told_and_not_taken(
+    command: Command, directory: Path, words: tuple[str, ...]
+) -> None:
+    assert command("submit", "in.jsonl") == 0
+    batch = command.out.strip()
+    assert command("watch", batch, "--json") == 0
+    stored = directory / ".promptmill" / "files" / json.loads(command.out.splitlines()[-1])["output_file_id"]
+    stored.write_bytes(stored.read_bytes().replace(b"custom_id", b"custom-id", 1))
+    assert command("results", batch, *words) == 1
+    assert "its checksum differs" in command.err
+    assert {path.name for path in Path().iterdir()} == {"in.jsonl"}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import sys
 import tempfile
@@ -17,7 +18,7 @@ import msgspec
 from pipeline.errors import ConfigurationError
 from workers.batch_command import figures, inputs, options, summary
 from workers.batch_command.gateway import Batch, Gateway, read_batch
-from workers.batch_command.outputs import Targets, answered, collect, fetch
+from workers.batch_command.outputs import Targets, answered, collect, damaged, fetch
 from workers.batch_command.running import DETACHED, Order, Run, upload
 from workers.batch_command.screens import Lines, Objects, open_screen
 from workers.batch_command.watching import watch as watch_batch
@@ -222,10 +223,14 @@ def _row(batch: Batch) -> str:
 
 def _print_content(gateway: Gateway, file_id: str | None) -> None:
     if file_id is not None:
-        with gateway.content(file_id) as (_, pieces):
-            for piece in pieces:
+        digest = hashlib.sha256()
+        with gateway.content(file_id) as found:
+            for piece in found.pieces:
+                digest.update(piece)
                 sys.stdout.buffer.write(piece)
             sys.stdout.buffer.flush()
+        if digest.hexdigest() != found.sha256:
+            raise damaged(file_id)
 
 
 def _pair(text: str) -> tuple[str, str]:

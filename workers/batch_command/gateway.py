@@ -6,7 +6,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import httpx2
@@ -18,6 +18,7 @@ from pipeline.stores.batch_lines import LineError
 from pipeline.stores.batch_progress import Progress
 from pipeline.stores.batch_records import TERMINAL
 
+_CHECKSUM: Final = re.compile(r'(?:W/)?"([0-9a-f]{64})"')
 _UNSAFE: Final = re.compile(r'[\x00-\x1f"\\\\]')
 _BUSY: Final = (429, 500, 502, 503, 504)
 _TIMEOUT: Final = httpx2.Timeout(30.0, connect=5.0)
@@ -94,6 +95,14 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         """How long its lines ran, as far as it has ended."""
         end = self.completed_at or self.expired_at or self.cancelled_at or self.failed_at
         return max(0, end - self.in_progress_at) if end and self.in_progress_at else 0
+
+
+class Content(NamedTuple):
+    """What a file has from some place on; `size` and `sha256` are those of all of it."""
+
+    size: int
+    sha256: str
+    pieces: Iterator[bytes]
 
 
 class GatewayAway(TransportError):
@@ -191,23 +200,37 @@ class Gateway:
             query["after"] = page.last_id
 
     @contextmanager
-    def content(self, file_id: str, start: int = 0) -> Iterator[tuple[int, Iterator[bytes]]]:
-        """Give a file's size, and its bytes from `start` on. Raises NotFound and GatewayAway."""
-        headers = {"range": f"bytes={start}-"} if start else {}
+    def content(self, file_id: str, start: int = 0) -> Iterator[Content]:
+        """
+        Give a file's bytes from `start` on, which the caller compares with its checksum.
+
+        Raises NotFound, ConfigurationError and GatewayAway.
+        """
+        # Asked for as a part always: of a damaged whole the gateway withholds the end, as if it had gone away.
+        headers = {"range": f"bytes={start}-"}
         with (
             self._speaking(),
             self._client.stream("GET", f"/v1/files/{file_id}/content", headers=headers) as answer,
         ):
             if answer.status_code == 416:  # there is nothing after `start`
-                yield start, iter(())
+                yield Content(start, self._checksum(answer), iter(()))
                 return
             if answer.is_error:
                 answer.read()
                 self._refuse(answer)
-            begun = start if answer.status_code == 206 else 0
-            if begun != start:
+            if answer.status_code != 206:
                 raise GatewayAway("the gateway did not answer with the part of a file that was asked for")
-            yield start + int(answer.headers["content-length"]), answer.iter_bytes()
+            size = start + int(answer.headers["content-length"])
+            yield Content(size, self._checksum(answer), answer.iter_bytes())
+
+    def _checksum(self, answer: httpx2.Response) -> str:
+        """Return the SHA-256 of the file an answer is about. Raises ConfigurationError."""
+        if told := _CHECKSUM.fullmatch(answer.headers.get("etag", "")):
+            return told[1]
+        raise ConfigurationError(
+            f"{self.url} does not say a file's checksum: the header ETag is lost on the way",
+            hint="have the proxy let it through, or give the gateway's own address with --url",
+        )
 
     def _ask(self, method: str, path: str, **options: Any) -> bytes:
         with self._speaking():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import IO, Any, Final
 
 import msgspec
 
-from pipeline.errors import ConfigurationError, StorageFull
+from pipeline.errors import ConfigurationError, FileDamaged, StorageFull
 from workers.batch_command.causes import Causes, told
 from workers.batch_command.gateway import Batch, Gateway
 from workers.batch_command.inputs import custom_id
@@ -67,7 +68,7 @@ def collect(gateway: Gateway, batch: Batch, targets: Targets, known: set[str], s
     """
     Bring the results of a batch to this machine, beside the answers `known` so far; return why lines failed.
 
-    Raises StorageFull; then the same command goes on where this one was.
+    Raises FileDamaged, and StorageFull; then the same command goes on where this one was.
     """
     causes = Causes()
     with _writing(targets.output):
@@ -88,7 +89,7 @@ def collect(gateway: Gateway, batch: Batch, targets: Targets, known: set[str], s
 
 
 def fetch(gateway: Gateway, file_id: str, path: Path, screen: Screen) -> None:
-    """Bring one file to this machine, whole or not at all. Raises StorageFull."""
+    """Bring one file to this machine, whole or not at all. Raises StorageFull and FileDamaged."""
     with _writing(path):
         part = Targets(path).part(file_id)
         _download(gateway, file_id, part, screen)
@@ -98,17 +99,31 @@ def fetch(gateway: Gateway, file_id: str, path: Path, screen: Screen) -> None:
 def _download(gateway: Gateway, file_id: str, part: Path, screen: Screen) -> Path:
     """Write a file to `part`, from where an earlier try came to; what is lost on the way is asked for again."""
 
-    def go_on() -> None:
+    def go_on() -> str:
         with part.open("ab") as file:
             _claim(file)
-            with gateway.content(file_id, file.tell()) as (size, pieces):
-                for piece in pieces:
+            with gateway.content(file_id, file.tell()) as found:
+                for piece in found.pieces:
                     file.write(piece)
-                    screen.transfer("downloaded", file.tell(), size)
+                    screen.transfer("downloaded", file.tell(), found.size)
             _sync(file)
+        return found.sha256
 
-    patiently(go_on, screen)
+    wanted = patiently(go_on, screen)
+    with part.open("rb") as file:
+        same = hashlib.file_digest(file, "sha256").hexdigest() == wanted
+    if not same:
+        part.unlink()
+        raise damaged(file_id)
     return part
+
+
+def damaged(file_id: str) -> FileDamaged:
+    """Return the error for a file that came as another than it was when it was stored."""
+    return FileDamaged(
+        f"{file_id} came as another than was stored: its checksum differs",
+        hint="give the same command again; if it says so once more, look at the disk of the gateway",
+    )
 
 
 def _claim(file: IO[bytes]) -> None:
@@ -130,7 +145,7 @@ def _merge(answers: Path, output: Path, known: set[str]) -> None:
                 new.writelines(line if line.endswith(b"\n") else line + b"\n" for line in old)
         with answers.open("rb") as found:
             for line in found:
-                if (name := custom_id(line)) is not None and name not in known:
+                if (name := _named(line)) not in known:
                     known.add(name)
                     new.write(line)
         _sync(new)
@@ -142,7 +157,7 @@ def _write_errors(errors: Path | None, path: Path, known: set[str], causes: Caus
     merged = path.with_name(f"{path.name}.new")
     with merged.open("wb") as new:
         for line in _lines(errors):
-            if custom_id(line) not in known:
+            if _named(line) not in known:
                 entry = _read_line(line)
                 cause = told(entry)
                 causes.add(cause)
@@ -153,6 +168,13 @@ def _write_errors(errors: Path | None, path: Path, known: set[str], causes: Caus
     else:
         merged.unlink()
         path.unlink(missing_ok=True)
+
+
+def _named(line: bytes) -> str:
+    """Return the `custom_id` of a line of results. Raises FileDamaged."""
+    if (name := custom_id(line)) is None:
+        raise FileDamaged("a line of the results has no custom_id", hint="report it: it is what the gateway stored")
+    return name
 
 
 def _lines(path: Path | None) -> Iterator[bytes]:

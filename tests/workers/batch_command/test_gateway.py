@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fakes.upstream import CUT, Answer, Received, ScriptedUpstream, raw, reply, run_upstream_in_thread
 
 from pipeline import lockfile
-from pipeline.errors import ConfigurationError, NotFound, StorageFull
+from pipeline.errors import ConfigurationError, FileDamaged, NotFound, StorageFull
 from workers.batch_command import watching
-from workers.batch_command.gateway import Gateway, GatewayAway, GatewayGone
-from workers.batch_command.outputs import fetch
+from workers.batch_command.gateway import Gateway, GatewayAway, GatewayGone, read_batch
+from workers.batch_command.outputs import Targets, collect, fetch
 from workers.batch_command.places import Place
 from workers.batch_command.screens import Lines
 from workers.batch_command.watching import watch
@@ -40,6 +41,21 @@ def gateway(server: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 def refusal(status: int, message: str = "no") -> Answer:
     return reply({"error": {"message": message, "hint": "do this", "code": "x", "type": "y", "param": None}}, status)
+
+
+def etag(contents: bytes) -> str:
+    return f'"{hashlib.sha256(contents).hexdigest()}"'
+
+
+def stored(contents: bytes, as_if: bytes | None = None) -> Callable[[Received], Answer]:
+    """Answer with the part of a file that is asked for, and the checksum that it, or another one, has."""
+
+    def part(received: Received) -> Answer:
+        start = int(received.headers["range"].removeprefix("bytes=").removesuffix("-"))
+        wanted, there = contents[start:], contents if as_if is None else as_if
+        return reply(wanted, 206 if wanted else 416, {"etag": etag(there)})
+
+    return part
 
 
 @pytest.mark.parametrize(
@@ -116,22 +132,44 @@ def test_a_download_that_was_cut_goes_on_where_it_was(
     server: ScriptedUpstream, gateway: Gateway, tmp_path: Path
 ) -> None:
     contents = json.dumps({"custom_id": "a", "text": "x" * 100_000}).encode() + b"\n"
-
-    def rest(received: Received) -> Answer:
-        start = int(received.headers["range"].removeprefix("bytes=").removesuffix("-"))
-        return reply(contents[start:], 206)
-
-    server.script(
-        raw(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(contents), contents[:60_000], 0.2, CUT), rest
-    )
+    head = b"HTTP/1.1 206 Partial Content\r\ncontent-length: %d\r\netag: %b\r\n\r\n"
+    begun = head % (len(contents), etag(contents).encode())
+    server.script(raw(begun, contents[:60_000], 0.2, CUT), stored(contents))
     fetch(gateway, "file-12345678", tmp_path / "out", Lines("out"))
     assert (tmp_path / "out").read_bytes() == contents
     assert 0 < int(server.requests[1].headers["range"][6:-1]) <= 60_000
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     (tmp_path / "out2.12345678.part").write_bytes(contents)
-    server.script(refusal(416))
+    server.script(reply(b"", 416, {"etag": etag(contents)}))
     fetch(gateway, "file-12345678", tmp_path / "out2", Lines("out"))
     assert (tmp_path / "out2").read_bytes() == contents
+
+
+@pytest.mark.parametrize("here", [b"", b"Some of", b"some of it, and more"])
+def test_what_comes_as_another_file_than_was_stored_is_not_kept(
+    server: ScriptedUpstream, gateway: Gateway, tmp_path: Path, here: bytes
+) -> None:
+    (tmp_path / "out.12345678.part").write_bytes(here)
+    server.script(stored(b"Some of it.", as_if=b"some of it."))
+    with pytest.raises(FileDamaged, match="its checksum differs"):
+        fetch(gateway, "file-12345678", tmp_path / "out", Lines("out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_line_of_results_without_a_custom_id_is_not_passed_over(
+    server: ScriptedUpstream, gateway: Gateway, tmp_path: Path
+) -> None:
+    ended = read_batch(json.dumps({**BATCH, "status": "completed", "output_file_id": "file-12345678"}))
+    server.script(stored(b'{"custom_id":"a"}\nnonsense\n'))
+    with pytest.raises(FileDamaged, match="has no custom_id"):
+        collect(gateway, ended, Targets(tmp_path / "out"), set(), Lines("out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_whose_checksum_is_lost_on_the_way_is_not_taken(server: ScriptedUpstream, gateway: Gateway) -> None:
+    server.script(reply(b"all of it", 206))
+    with pytest.raises(ConfigurationError, match="ETag"), gateway.content("file-1"):
+        pass
 
 
 def test_results_that_cannot_be_written_are_told_and_not_mixed_with_those_of_another_command(
