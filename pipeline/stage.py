@@ -74,6 +74,8 @@ class Defer(msgspec.Struct, frozen=True):
 
     seconds: float
     job: Job
+    otherwise: PipelineError | None = None
+    """What its client gets where as many are put off as may be; None: the workers do not know the job's model."""
 
 
 class Fail(msgspec.Struct, frozen=True):

@@ -106,11 +106,11 @@ class Group:
                 return ("R", *reply) if reply[0] else ("N",)
             case Forward(job, body):
                 return ("W", *self._forward(delivery, job, body, now))
-            case Defer(seconds, job):
+            case Defer(seconds, job, refusal):
                 source = delivery.source
                 delayed = self.keys[keyspace.delayed(source.stage, source.lane)]
                 due, member = now + int(seconds * 1000), self._delayed_member(delivery, job, now)
-                otherwise = self._reply(delivery, Fail(_too_many_put_off(source.stage)), now)
+                otherwise = self._reply(delivery, Fail(refusal or _too_many_put_off(source.stage), job.facts), now)
                 return ("Z", delayed, due, keyspace.DELAYED_LIMIT, member, *otherwise)
             case Dead():
                 fields = dead_letter(delivery, effect, self.consumer, now)

@@ -314,6 +314,7 @@ async def test_a_line_whose_turn_is_far_away_is_put_off_with_what_is_known_of_it
         outcome = await opened.handle(line)
         assert isinstance(outcome, Defer)
         assert 18 < outcome.seconds < 22
+        assert isinstance(outcome.otherwise, UpstreamResting), "a line for which there is no room does not mean more"
         assert (outcome.job.facts.attempts, outcome.job.facts.deployment) == (1, "gpt-4-openai/gpt-4")
         again = await opened.handle(FakeDelivery(outcome.job))
         assert isinstance(again, Defer)

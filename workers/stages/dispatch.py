@@ -103,12 +103,16 @@ class DispatchStage:
 
 
 def _postponed(delivery: Delivery, later: Postponed, call: _JobCall) -> Outcome:
-    """Put a job off, but back to who fed it goes one whose time would run out, or whose turn is not known yet."""
+    """
+    Put a job off. Back to who fed it goes one whose time would run out, whose turn is not known yet, or who finds as
+    many put off as may be.
+    """
     job, facts = delivery.job, call.facts()
     for_the_call = (job.deadline - job.admitted) / 2000
+    refusal = resting(facts.model, later.seconds)
     if later.far or delivery.remaining - later.seconds < for_the_call:
-        return Fail(resting(facts.model, later.seconds), facts)
-    return Defer(later.seconds, msgspec.structs.replace(job, facts=facts))
+        return Fail(refusal, facts)
+    return Defer(later.seconds, msgspec.structs.replace(job, facts=facts), otherwise=refusal)
 
 
 def _at_dispatch(kind: type[PipelineError], message: str, hint: str) -> PipelineError:

@@ -19,6 +19,7 @@ from fakes.pipelines import (
 )
 from fakes.waiting import wait_until
 
+from pipeline.errors import PipelineError, UpstreamOverloaded
 from pipeline.stage import Defer, Done
 from pipeline.transport import keyspace, registry
 from pipeline.transport.cancels import Cancels, cancellation
@@ -56,11 +57,20 @@ def test_every_key_belongs_to_one_family() -> None:
     assert len(names) == len(keyspace.FAMILIES)
 
 
-async def test_a_job_that_is_put_off_when_too_many_are_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("refusal", "told"),
+    [
+        (None, ("config_mismatch", 5.0, "do not know their models")),
+        (UpstreamOverloaded("it rests", retry_after=30.0), ("upstream_rate_limited", 30.0, "it rests")),
+    ],
+)
+async def test_a_job_that_is_put_off_when_too_many_are_is_refused(
+    url: str, monkeypatch: pytest.MonkeyPatch, refusal: PipelineError | None, told: tuple[str, float, str]
+) -> None:
     monkeypatch.setattr(keyspace, "DELAYED_LIMIT", 2)
 
     async def defer(delivery):
-        return Defer(30.0, msgspec.structs.replace(delivery.job, deferrals=1))
+        return Defer(30.0, msgspec.structs.replace(delivery.job, deferrals=1), otherwise=refusal)
 
     async with connected_client(url, QUICK) as client, raw_link(url) as link:
         async with running_worker(url, QUICK, spec("dispatch", ScriptedStage(defer), slots=1)):
@@ -72,8 +82,8 @@ async def test_a_job_that_is_put_off_when_too_many_are_is_refused(url: str, monk
                 with anyio.fail_after(5):
                     reply = (await waiter.next()).reply
                 assert reply.error is not None
-                assert (reply.error.code, reply.error.retry_after) == ("config_mismatch", 5.0)
-                assert "do not know their models" in reply.error.message
+                assert (reply.error.code, reply.error.retry_after) == told[:2]
+                assert told[2] in reply.error.message
         assert await link.run(("ZCARD", keyspace.delayed("dispatch", "live"))) == 2
         assert await link.run(("XLEN", keyspace.jobs("dispatch", "live"))) == 0
         await link.run(("DEL", keyspace.delayed("dispatch", "live")))
