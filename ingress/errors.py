@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from pipeline.errors import ShuttingDown
 from pipeline.job import ErrorFields, encode_json
 
 Headers = list[tuple[bytes, bytes]]
@@ -33,6 +34,11 @@ def error_headers(fields: ErrorFields) -> Headers:
     if fields.retry_after is not None:
         headers.append((b"retry-after", str(math.ceil(fields.retry_after)).encode()))
     return headers
+
+
+def drained() -> ShuttingDown:
+    """Return the last word to a client whose answer outlasts the drain."""
+    return ShuttingDown("the gateway is restarting; try again", retry_after=1)
 
 
 def _error(fields: ErrorFields, request_id: str) -> dict[str, Any]:

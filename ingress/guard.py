@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ingress.edge import Edge
-from ingress.errors import Headers
+from ingress.errors import Headers, drained
 from ingress.exchange import KEY, Exchange
 from pipeline import logs, metrics
 from pipeline.errors import (
@@ -15,7 +15,6 @@ from pipeline.errors import (
     MethodNotAllowed,
     NotFound,
     PipelineError,
-    ShuttingDown,
     Unauthenticated,
 )
 
@@ -46,7 +45,7 @@ class Guard:
             await _refuse(exchange, *_not_routed(exchange, error))
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):  # the drain is over: a last word, then the server cuts us off
-                await _refuse(exchange, ShuttingDown("the gateway is restarting; try again", retry_after=1))
+                await _refuse(exchange, drained())
             raise
         except Exception as error:  # the ingress error handler: a bug must not reach the client
             log.error("request failed", request_id=exchange.id, endpoint=exchange.endpoint, exc_info=error)

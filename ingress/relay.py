@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import anyio
+import anyio.lowlevel
 import msgspec
 from starlette.types import Receive
 
-from ingress.errors import error_event
+from ingress.errors import drained, error_event
 from ingress.exchange import ABORT, CHUNKS, JSON, LEAVING, Exchange, Leaving, header_value
 from pipeline import failpoints, logs
 from pipeline.errors import Cancelled, DeadlineExceeded, PipelineError
@@ -53,6 +54,9 @@ async def relay(exchange: Exchange, waiter: Waiter, job: Job) -> None:
         await _relay(exchange, waiter, job)
     except anyio.get_cancelled_exc_class():
         waiter.cancel()
+        if exchange.status and job.stream:  # a whole answer that is cut says so by its length
+            with anyio.CancelScope(shield=True):
+                await _break_off(exchange, job, drained())
         raise
     except PipelineError as error:
         if not exchange.status:

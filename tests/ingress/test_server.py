@@ -14,9 +14,10 @@ from fakes.edges import CHAT, KEYS, MASTER, calling, read_all, request_bytes, se
 from fakes.transport import FakeTransport, answer, frame
 from fakes.waiting import wait_until
 
-from ingress import protocol
+from ingress import protocol, relay
 from ingress.server import inherited_socket
 from pipeline.errors import ConfigurationError
+from pipeline.job import Frame
 from pipeline.listener import listen
 from pipeline.settings import IngressSettings
 
@@ -323,6 +324,25 @@ async def test_what_outlasts_the_drain_gets_a_503_and_is_cancelled() -> None:
             response = await read_all(client)
     assert response.startswith(b"HTTP/1.1 503")
     assert error_of(response)["code"] == "shutting_down"
+    assert transport.waiters[0].cancelled
+
+
+@pytest.mark.parametrize("pieces", [[frame(b"data: 1\n\n")], []], ids=["begun", "pinged"])
+async def test_a_stream_that_outlasts_the_drain_ends_in_an_error_event(
+    pieces: list[Frame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "QUIET", 0.01)
+    transport = FakeTransport(lambda *_: pieces)
+    async with serving(transport) as served, await served.connect() as client:
+        await client.send(request_bytes(json.dumps({**CHAT, "stream": True}).encode()))
+        response = await client.receive()
+        served.server.handle_exit(signal.SIGTERM, None)
+        with anyio.fail_after(5):
+            response += await read_all(client)
+    assert response.startswith(b"HTTP/1.1 200")
+    assert response.endswith(b"\r\n0\r\n\r\n"), "the chunked body is not complete"
+    (event,) = [line for line in response.splitlines() if line.startswith(b'data: {"error"')]
+    assert json.loads(event.removeprefix(b"data: "))["error"]["code"] == "shutting_down"
     assert transport.waiters[0].cancelled
 
 
