@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,12 @@ FUNCTION_LINES = 50
 PARAMETERS = 6
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+TOP = {
+    *(".ci", ".gitignore", "CHANGELOG.md", "LICENSE", "Makefile", "Procfile", "README.md", "SECURITY.md"),
+    *("benchmarks", "docs", "examples", "ingress", "pipeline", "pyproject.toml", "requirements", "tests", "workers"),
+}
 
 
 def functions(tree: ast.AST) -> Iterator[Function]:
@@ -69,6 +77,14 @@ def test_a_module_keeps_the_size_rules(module: Path) -> None:
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(ROOT)))
 def test_a_module_says_in_one_sentence_what_it_is_for(module: Path) -> None:
     assert (ast.get_docstring(ast.parse(module.read_text())) or "").strip()
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no checkout")
+def test_nothing_stray_lies_at_the_top() -> None:
+    git = shutil.which("git")
+    assert git is not None
+    tracked = subprocess.run([git, "ls-tree", "--name-only", "HEAD"], cwd=ROOT, capture_output=True, check=True).stdout
+    assert set(tracked.decode().split()) == TOP
 
 
 @pytest.mark.parametrize(
