@@ -34,9 +34,9 @@ class Edge:
         self.permits = permits = Permits(settings.ingress)
         metrics.REQUESTS_IN_FLIGHT["jobs",].set_function(lambda: permits.requests)
         places = open_places(settings, environment)
-        self.files = FileStore(places.files, settings.files)
-        self.batches = BatchStore(places.batches)
-        self.quota = BatchQuota(self.batches, settings.batches)
+        self.files = FileStore(places.files, settings.files, transport.time)
+        self.batches = BatchStore(places.batches, transport.time)
+        self.quota = BatchQuota(self.batches, settings.batches, transport.time)
         self.validating = anyio.Lock()
         """Held while an upload is validated: that costs as much of a core as there is."""
         self.validations = 0

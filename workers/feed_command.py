@@ -55,8 +55,8 @@ async def _serve(settings: Settings, url: str) -> None:
     desk = Desk(
         settings=settings,
         catalog=Catalog(settings),
-        store=BatchStore(places.batches),
-        files=FileStore(places.files, settings.files),
+        store=BatchStore(places.batches, transport.time),
+        files=FileStore(places.files, settings.files, transport.time),
         transport=transport,
     )
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

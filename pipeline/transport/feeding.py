@@ -140,10 +140,19 @@ class FeedTransport:
         self.on_lost: dict[str, Callable[[int], None]] = {}
         """Per batch, what to call with the last admission that is still there when Redis lost later ones."""
         self.connected = False
+        self._met = anyio.Event()
 
     def now(self) -> int:
         """Return the Redis server's time in ms."""
         return self._clock.now()
+
+    def time(self) -> float:
+        """Return it in seconds since 1970: batches and files have it, for clocks of machines that share them differ."""
+        return self._clock.now() / 1000
+
+    async def met(self) -> None:
+        """Wait until Redis has been reached once."""
+        await self._met.wait()
 
     def line_stream(self, batch: str) -> LineStream:
         """Return a batch's answers, with a connection of its own for blocking reads."""
@@ -252,6 +261,7 @@ class FeedTransport:
                 await backoff.pause()
             else:
                 self.connected = True
+                self._met.set()
                 backoff.reset()
                 await anyio.sleep(pause)
 

@@ -34,13 +34,13 @@ async def answer(delivery: Delivery) -> Outcome:
 
 def make_desk(server: Server, settings: Settings, places: Places | None = None) -> Desk:
     """Return what a feed process works with; files are in the data directory unless there are other `places`."""
-    places = places or open_places(settings)
+    places, transport = places or open_places(settings), FeedTransport(settings, server.url)
     return Desk(
         settings=settings,
         catalog=Catalog(settings),
-        store=BatchStore(places.batches),
-        files=FileStore(places.files, settings.files),
-        transport=FeedTransport(settings, server.url),
+        store=BatchStore(places.batches, transport.time),
+        files=FileStore(places.files, settings.files, transport.time),
+        transport=transport,
     )
 
 

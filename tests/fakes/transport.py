@@ -92,6 +92,9 @@ class FakeTransport:
     def now(self) -> int:
         return int(time.time() * 1000)
 
+    def time(self) -> float:
+        return time.time()
+
     def check(self, stages: Sequence[str], lane: str, size: int) -> None:
         self.checked.append((stages, lane, size))
         if self.refusal is not None:

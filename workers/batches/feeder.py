@@ -72,7 +72,9 @@ class Feeder:
         """Feed until every line has its outcome, or is a dead letter. Raises Superseded."""
         while not self._is_done():
             changed = self._window.changed
-            fed = not self._reader.is_over and (await self._again() or await self._fresh())
+            # Of a batch that has expired a job would have no time, and that is not to its line's account.
+            is_over = self._transport.time() >= self._request.expires
+            fed = not is_over and (await self._again() or await self._fresh())
             if not fed and not self._is_done():
                 with anyio.move_on_after(IDLE):
                     await changed.wait()

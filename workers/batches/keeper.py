@@ -53,6 +53,7 @@ class Keeper:
 
     async def run(self) -> None:
         """Take up batches for ever; who cancels this ends their work, which then goes on elsewhere."""
+        await self._desk.transport.met()  # until then the server's clock is not known, and a batch may seem over
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._sweep)
             while True:
@@ -76,7 +77,7 @@ class Keeper:
 
     async def _look(self, tasks: TaskGroup) -> None:
         """Take up what there is a place for. Raises TransportUnavailable, StorageFull and StorageUnavailable."""
-        found, now = await self._desk.store.live(), self._desk.now()
+        found, now = await self._desk.store.live(), self._desk.transport.time()
         self._at_work = {batch.id: batch.owner for batch, stand in found.items() if stand.begun}
         self._resting = {name: end for name, end in self._resting.items() if end > anyio.current_time()}
         self._divide()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 from pipeline.batch_requests import Judge, Request
 from pipeline.catalog import Catalog
 from pipeline.intake import DISPATCH, RESOLVE_DISPATCH
@@ -18,20 +15,13 @@ from pipeline.transport import keyspace
 class LineReader(Judge):
     """Turns lines into requests and jobs."""
 
-    def __init__(
-        self, request: BatchRequest, settings: Settings, catalog: Catalog, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, request: BatchRequest, settings: Settings, catalog: Catalog) -> None:
         super().__init__(request.endpoint, request.allowed_models, catalog)
         self._request = request
         self._timeout_ms = int(settings.batches.batch_line_timeout * 1000)
         self._config = settings.digest
-        self._clock = clock
+        self._expires = int(request.expires * 1000)
         self._reply_to = keyspace.LINES + request.hex
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the batch has expired: a job would have no time, and that is not to its line's account."""
-        return self._clock() >= self._request.expires
 
     def group(self, model: str) -> str:
         """Return the name of the group that serves a model, or its own if a prompt manager may know it."""
@@ -40,12 +30,11 @@ class LineReader(Judge):
 
     def job(self, request: Request, job_id: str, now: int) -> Job:
         """Return the job of a line; `now` is the server's time in ms. It has until its batch expires, at most."""
-        left = int((self._request.expires - self._clock()) * 1000)
         return Job(
             id=job_id,
             operation=self.operation,
             stages_left=DISPATCH if request.prompt is None else RESOLVE_DISPATCH,
-            deadline=now + min(self._timeout_ms, left),
+            deadline=min(now + self._timeout_ms, self._expires),
             admitted=now,
             since=now,
             reply_to=self._reply_to,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import aclosing, suppress
 from functools import partial
@@ -53,7 +52,6 @@ class Desk(msgspec.Struct, frozen=True):
     store: BatchStore
     files: FileStore
     transport: FeedTransport
-    now: Callable[[], float] = time.time
 
 
 class BatchRun:
@@ -66,7 +64,7 @@ class BatchRun:
         self._owner = owner
         self._cancelled = state.cancelled
         self._ledger = Ledger(desk.store, request, msgspec.structs.replace(state.record, owner=owner), Done())
-        self._reader = LineReader(request, desk.settings, desk.catalog, desk.now)
+        self._reader = LineReader(request, desk.settings, desk.catalog)
         self._ended_by = ""
         self._collector: Collector | None = None
 
@@ -151,7 +149,7 @@ class BatchRun:
                 raise ConfigMismatch("its lines are wrong in this configuration, but it was made under another one")
             await self._fail(parts, *validation.errors)
             return False
-        await self._ledger.reach("in_progress", self._desk.now(), total=validation.total)
+        await self._ledger.reach("in_progress", self._desk.transport.time(), total=validation.total)
         return True
 
     async def _take_over(self, blob: Blob, window: Window) -> Input:
@@ -175,7 +173,7 @@ class BatchRun:
             if self._cancelled is None:
                 self._cancelled = await self._desk.store.cancelled(self._request.id)
             finalizing = self._ledger.record.status == "finalizing"  # then every line has its outcome
-            if self._cancelled is not None or (self._desk.now() >= self._request.expires and not finalizing):
+            if self._cancelled is not None or (self._desk.transport.time() >= self._request.expires and not finalizing):
                 self._ended_by = "expired" if self._cancelled is None else "cancelled"
                 work.cancel()
                 return
@@ -208,7 +206,7 @@ class BatchRun:
             await self._cancel_jobs(window.jobs)
         await self._write_held()
         if status == "completed":
-            await ledger.reach("finalizing", self._desk.now())
+            await ledger.reach("finalizing", self._desk.transport.time())
         elif ledger.record.total:
             await self._conclude_undone(blob, window, *UNDONE[status])
         await self._conclude(parts, status)
@@ -225,7 +223,7 @@ class BatchRun:
         if failpoints.ARMED:
             await failpoints.reach("feed.before_terminal")
         status = await ledger.unless_cancelled(status)
-        await ledger.reach(status, self._desk.now(), progress=ledger.progress(), **files, **last)
+        await ledger.reach(status, self._desk.transport.time(), progress=ledger.progress(), **files, **last)
         if failpoints.ARMED:
             await failpoints.reach("feed.after_terminal")
 

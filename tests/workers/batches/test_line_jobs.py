@@ -14,7 +14,6 @@ from pipeline.stores.lines import Line
 from workers.batches.lines import LineReader
 
 NOW = 1_700_000_000.0
-SERVER = 1_700_003_600_000  # whose clock is an hour ahead
 
 
 @pytest.mark.parametrize(("left", "seconds"), [(86_400.0, 600), (60.0, 60)])
@@ -24,8 +23,8 @@ def test_a_line_has_its_own_time_but_none_beyond_that_of_its_batch(left: float, 
         created=NOW, expires=NOW + left,
     )  # fmt: skip
     known = settings(batches=BatchSettings(batch_line_timeout=600))
-    reader = LineReader(made, known, Catalog(known), lambda: NOW)
+    reader = LineReader(made, known, Catalog(known))
     data = line("a")
     request = reader.read(Line(1, 0, len(data), data))
     assert isinstance(request, Request)
-    assert reader.job(request, "0-a", SERVER).deadline == SERVER + seconds * 1000
+    assert reader.job(request, "0-a", int(NOW * 1000)).deadline == (NOW + seconds) * 1000

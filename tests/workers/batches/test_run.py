@@ -25,6 +25,7 @@ from pipeline.stores.batch_records import BatchOrder, Record
 from pipeline.stores.batches import WINDOW
 from pipeline.stores.local import LocalBlobs
 from pipeline.transport import keyspace
+from pipeline.transport.feeding import FeedTransport
 from workers.batches import feeder
 from workers.batches.lines import line_of
 from workers.batches.parts import open_parts
@@ -49,7 +50,9 @@ async def test_a_line_that_never_has_an_answer_in_time_is_tried_three_times(serv
     assert error["response"]["status_code"] == 504  # type: ignore[index]
 
 
-async def test_a_line_whose_batch_expires_has_not_been_tried_in_vain(server: Server, settings: Settings) -> None:
+async def test_a_line_whose_batch_expires_has_not_been_tried_in_vain(
+    server: Server, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ahead = 0.0
 
     async def at_the_end(delivery: Delivery) -> Outcome:
@@ -57,13 +60,39 @@ async def test_a_line_whose_batch_expires_has_not_been_tried_in_vain(server: Ser
         ahead = WINDOW
         return Fail(DeadlineExceeded("too late"))
 
-    stage = ScriptedStage(at_the_end)
-    desk = msgspec.structs.replace(make_desk(server, settings), now=lambda: time.time() + ahead)
+    stage, desk = ScriptedStage(at_the_end), make_desk(server, settings)
+    monkeypatch.setattr(desk.transport, "time", lambda: time.time() + ahead)
     async with working(server, settings, stage), keeping(desk):
         record = (await ended(desk, await create(desk, lines(10)))).record
     assert (record.status, record.failed) == ("expired", 10)
     codes = [entry["error"]["code"] for entry in await written(desk, record.error_file_id)]  # type: ignore[index]
     assert codes == ["batch_expired"] * 10
+
+
+async def test_a_feed_whose_clock_is_days_ahead_ends_no_batch(
+    server: Server, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch_id = await create(make_desk(server, settings), lines(3))
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + 2 * WINDOW)
+    desk, leased, beat = make_desk(server, settings), anyio.Event(), FeedTransport._beat
+    lease = desk.transport.lease
+
+    async def noting(batch: str) -> bool:
+        leased.set()
+        return await lease(batch)
+
+    async def late(transport: FeedTransport) -> None:
+        with anyio.move_on_after(0.3):
+            await leased.wait()
+        await beat(transport)
+
+    monkeypatch.setattr(desk.transport, "lease", noting)
+    monkeypatch.setattr(FeedTransport, "_beat", late)  # it learns the server's time later than that there is a batch
+    async with working(server, settings, ScriptedStage(answer)), keeping(desk):
+        state = await ended(desk, batch_id)
+    assert (state.record.status, state.record.completed) == ("completed", 3)
+    assert state.record.times["completed_at"] <= right()
 
 
 async def test_a_line_that_was_tried_says_why_it_has_no_answer_when_its_batch_is_cancelled(
