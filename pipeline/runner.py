@@ -175,8 +175,9 @@ class StageRunner:
             return self._dead(delivery, self._spec.poisoned(job.id), "poison")
         if delivery.remaining <= 0:
             return self._too_late(delivery)
-        if self._transport.unwanted(job):
-            return Drop()
+        if end := self._transport.unwanted(job):
+            delivery.stop(end)
+            return self._cut_short(delivery)
         return None
 
     def _too_late(self, delivery: HeldDelivery) -> Fail:
@@ -248,6 +249,9 @@ class StageRunner:
                 return Fail(WorkerLost("a worker stopped while it streamed the answer", hint="Send the request again."))
             case End.LOST | End.STOPPED:
                 return None
+            case End.ORPHANED:  # to an ingress that only stood still or was cut off, and is back for its answers
+                cause = "the ingress was away for so long that its requests were given up"
+                return Fail(TransportUnavailable(cause, hint="Send the request again."))
             case End.UNHEARD:  # if its ingress lives after all, because only the reply stream was lost, it hears of it
                 return Fail(WorkerLost("a part of the streamed answer was lost", hint="Send the request again."))
             case End.EXPIRED | None:

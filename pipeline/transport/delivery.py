@@ -28,6 +28,7 @@ class End(enum.Enum):
     STOPPED = "this process stops"
     EXPIRED = "its deadline passed"
     UNHEARD = "its frames have nowhere to go"
+    ORPHANED = "the ingress process that asked is gone"
 
 
 class Source:

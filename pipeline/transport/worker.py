@@ -76,11 +76,12 @@ class WorkerTransport:
         self._reads.append(read)
         return stream
 
-    def unwanted(self, job: Job) -> bool:
-        """Whether nobody waits for the job: it was cancelled, or the ingress process that asked is gone."""
+    def unwanted(self, job: Job) -> End | None:
+        """Why nobody waits for the job, if nobody does."""
         if job.id in self._cancels:
-            return True
-        return bool(job.reply_to) and job.lane != BATCH and self._registry.gone(job.reply_to, job.admitted)
+            return End.CANCELLED
+        asked = job.reply_to if job.lane != BATCH else ""
+        return End.ORPHANED if asked and self._registry.gone(asked, job.admitted) else None
 
     async def has_streamed(self, job_id: str) -> bool:
         """Whether an earlier run of the job sent bytes to its client; asks until Redis answers."""
@@ -142,8 +143,8 @@ class WorkerTransport:
         """End the work for ingress processes that are gone: nobody reads its frames, and its calls cost money."""
         for stream in self._streams:
             for delivery in stream.held:
-                if self.unwanted(delivery.job):
-                    delivery.stop(End.CANCELLED)
+                if end := self.unwanted(delivery.job):
+                    delivery.stop(end)
 
     async def _keep_moving(self) -> None:
         """Move due jobs from the delayed sets to their streams."""

@@ -16,6 +16,7 @@ from fakes.pipelines import (
     running_worker,
     spec,
 )
+from fakes.proxy import proxy_to
 from fakes.waiting import wait_until
 
 from pipeline.errors import Cancelled, TransportUnavailable, WorkerLost
@@ -277,6 +278,36 @@ async def test_a_job_whose_ingress_is_gone_is_dropped_before_its_handler(url: st
             await rival.add(msgspec.structs.replace(job, admitted=job.admitted - 5000))
             await wait_until(lambda: _gone(link, rival.stream))
     assert dispatch.seen == []
+
+
+async def test_an_ingress_that_was_only_away_hears_what_became_of_its_jobs(url: str, monkeypatch) -> None:
+    monkeypatch.setattr(registry, "GONE_AFTER", 0.5)
+    called = []
+
+    async def call(delivery):
+        called.append(delivery.job.id)
+        if delivery.job.stream:
+            await delivery.send(b"data")
+        await anyio.sleep_forever()
+
+    async with (
+        proxy_to(url) as proxy,
+        connected_client(proxy.url, QUICK) as client,
+        running_worker(url, QUICK, spec("dispatch", ScriptedStage(call), slots=2)),
+    ):
+        jobs = [job_for(client, stages_left=("dispatch",), stream=stream) for stream in (False, True, False)]
+        waiters = [await client.submit(job, b"{}") for job in jobs]
+        assert isinstance(await waiters[1].next(), Frame)
+        assert len(called) == 2, "the third waits for a slot"
+        proxy.refuse = True
+        proxy.cut()
+        away = anyio.current_time() + 1.5
+        await wait_until(lambda: anyio.current_time() > away)
+        proxy.refuse = False
+        with anyio.fail_after(5):
+            answers = [await waiter.next() for waiter in waiters]
+        assert [answer.reply.error.code for answer in answers] == ["redis_unavailable"] * 3
+        assert len(called) == 2
 
 
 async def test_a_terminal_for_a_vanished_ingress_does_not_stay(url: str) -> None:
