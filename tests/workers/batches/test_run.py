@@ -75,19 +75,19 @@ async def test_a_feed_whose_clock_is_days_ahead_ends_no_batch(
     batch_id = await create(make_desk(server, settings), lines(3))
     right = time.time
     monkeypatch.setattr(time, "time", lambda: right() + 2 * WINDOW)
-    desk, leased, beat = make_desk(server, settings), anyio.Event(), FeedTransport._beat
-    lease = desk.transport.lease
+    desk, over, beat = make_desk(server, settings), anyio.Event(), FeedTransport._beat
+    close = desk.store.close
 
     async def noting(batch: str) -> bool:
-        leased.set()
-        return await lease(batch)
+        over.set()
+        return await close(batch)
 
     async def late(transport: FeedTransport) -> None:
-        with anyio.move_on_after(0.3):
-            await leased.wait()
+        with anyio.move_on_after(0.5):
+            await over.wait()
         await beat(transport)
 
-    monkeypatch.setattr(desk.transport, "lease", noting)
+    monkeypatch.setattr(desk.store, "close", noting)
     monkeypatch.setattr(FeedTransport, "_beat", late)  # it learns the server's time later than that there is a batch
     async with working(server, settings, ScriptedStage(answer)), keeping(desk):
         state = await ended(desk, batch_id)
