@@ -95,12 +95,20 @@ def _data_dir(argument: str | None, environment: Mapping[str, str], own: Section
 
 
 def _digest(settings: Settings, models: Models) -> str:
-    """Return what is equal where every name means the same: no secret, no path, port or time limit goes into it."""
+    """
+    Return what is equal where every name means the same, and every line is judged alike.
+
+    No secret, no path, port or time limit goes into it; nor what keys may use, which jobs and batches carry along.
+    """
     meaning = {
         "models": models.fingerprints,
         "aliases": dict(settings.router.aliases),
         "callbacks": [[callback.path, _content(callback, Path(settings.directory))] for callback in settings.callbacks],
-        "keys": {key.name: key.models for key in settings.keys},
+        "lines": [
+            settings.files.max_line_bytes,
+            settings.batches.max_batch_lines,
+            settings.batches.max_embedding_inputs,
+        ],
     }
     return hashlib.sha256(msgspec.json.encode(meaning, order="sorted")).hexdigest()[:16]
 

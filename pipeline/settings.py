@@ -256,7 +256,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Where callback files are looked for."""
     data_dir: str = ".promptmill"
     digest: str = ""
-    """Of everything that decides what a name means; equal in processes that may hand jobs to each other."""
+    """Of everything that decides what a name means and which lines are right; equal but during a rollout."""
     deployments: tuple[Deployment, ...] = ()
     callbacks: tuple[Callback, ...] = ()
     keys: tuple[Key, ...] = ()

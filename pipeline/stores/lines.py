@@ -14,6 +14,9 @@ from pipeline.stores.blobs import Blob
 PIECE: Final = 2**20
 """Bytes read at a time."""
 
+LONGEST: Final = 2**31
+"""Bytes of a line that we wrote, or that was within its limit when its batch was validated: there is none now."""
+
 SLOT: Final = 16
 """Bytes a remembered `custom_id` takes: its hash and its line's place, 8 bytes each."""
 

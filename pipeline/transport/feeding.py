@@ -28,6 +28,9 @@ READ_COUNT: Final = 256
 FIND_COUNT: Final = 256
 """Jobs looked at in one piece: they are copied, with what bodies are in their entries."""
 
+ROLLOUT: Final = 600.0
+"""Seconds until processes that were replaced one after another should all have the same configuration."""
+
 log = logs.logger("feed")
 
 
@@ -140,6 +143,7 @@ class FeedTransport:
         self.on_lost: dict[str, Callable[[int], None]] = {}
         """Per batch, what to call with the last admission that is still there when Redis lost later ones."""
         self.connected = False
+        self._began = anyio.current_time()
         self._met = anyio.Event()
 
     def now(self) -> int:
@@ -181,9 +185,15 @@ class FeedTransport:
         """Models whose provider is at its limit, and the seconds for which they rest."""
         return self._registry.backing_off
 
-    def may_lag(self, config: str) -> bool:
-        """Whether other live processes have this configuration, as far as is known, and this one has not."""
-        return config != self._settings.digest and (config in self._registry.configs or not self.connected)
+    def may_lag(self, config: str, made: float) -> bool:
+        """
+        Whether others, as far as is known, have the configuration that something was `made` under, and we have not.
+
+        That is a rollout, and so it ends: `ROLLOUT` after that moment, in seconds since 1970, or after our start.
+        """
+        if config == self._settings.digest or min(self.time() - made, anyio.current_time() - self._began) > ROLLOUT:
+            return False
+        return config in self._registry.configs or not self.connected
 
     @property
     def waiting(self) -> dict[str, int]:

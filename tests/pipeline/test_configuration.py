@@ -239,6 +239,10 @@ class TestDigest:
         changed = self.BASE + "promptmill_settings: {data_dir: /elsewhere, request_timeout: 5}\n"
         assert self.digest(files, changed) == self.digest(files, self.BASE)
 
+    def test_is_not_of_keys_for_they_change_without_a_restart(self, files):
+        keys = "promptmill_settings: {keys: {a: {key: k-1, models: [gpt-4]}}}\n"
+        assert self.digest(files, self.BASE + keys) == self.digest(files, self.BASE)
+
     @pytest.mark.parametrize(
         ("one", "other"),
         [
@@ -248,7 +252,8 @@ class TestDigest:
             ("sk-upstream", "sk-upstream, temperature: 1"),
             ("hook.manager", "hook.other"),
             ("litellm_settings", "router_settings: {model_group_alias: {fast: gpt-4}}\nlitellm_settings"),
-            ("litellm_settings", "promptmill_settings: {keys: {a: {key: k-1, models: [gpt-4]}}}\nlitellm_settings"),
+            ("litellm_settings", "promptmill_settings: {max_line_bytes: 1000}\nlitellm_settings"),
+            ("litellm_settings", "promptmill_settings: {batch_limits: openai}\nlitellm_settings"),
         ],
     )
     def test_is_of_everything_that_decides_what_a_name_means(self, files, one, other):

@@ -130,7 +130,7 @@ class Feeder:
         request = self._reader.read(text)
         if isinstance(request, LineError):
             line.custom_id = name_of(text)
-            if self._transport.may_lag(self._request.config):
+            if self._transport.may_lag(self._request.config, self._request.created):
                 return ConfigMismatch("the line is wrong in this configuration, and right in another").fields("feed")
             return ErrorFields(status=400, type="invalid_request_error", code=request.code, message=request.message)
         line.custom_id, line.group = request.custom_id, self._reader.group(request.model)

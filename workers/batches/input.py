@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from pipeline.stores.blobs import Blob
-from pipeline.stores.lines import Line, read_lines
+from pipeline.stores.lines import LONGEST, Line, read_lines
 from pipeline.stores.together import together
 from workers.batches.lines import OpenLine
 
@@ -14,9 +14,9 @@ from workers.batches.lines import OpenLine
 class Input:
     """Reads on from the line at `offset`, which has this `number`."""
 
-    def __init__(self, blob: Blob, longest: int, offset: int = 0, number: int = 1) -> None:
+    def __init__(self, blob: Blob, offset: int = 0, number: int = 1) -> None:
         self._blob = blob
-        self._source = read_lines(blob, longest, offset, number)
+        self._source = read_lines(blob, LONGEST, offset, number)
         self._read: deque[Line] = deque()
 
     async def next(self, most: int, most_bytes: int) -> list[Line]:

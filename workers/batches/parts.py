@@ -9,14 +9,12 @@ from typing import Final
 
 from pipeline.stores.batch_records import Part, Usage
 from pipeline.stores.blobs import Blob, Blobs, BlobWriter, Growing
-from pipeline.stores.lines import PIECE, read_lines
+from pipeline.stores.lines import LONGEST, PIECE, read_lines
 from workers.batches.answers import read_error, read_result
 from workers.batches.tally import count
 
 RESULTS: Final = "results"
 ERRORS: Final = "errors"
-LONGEST: Final = 2**31
-"""Bytes of a written line: whatever was written is read."""
 
 
 class Done:

@@ -20,7 +20,7 @@ from pipeline.stores.batch_records import BatchState
 from pipeline.stores.batches import BatchStore
 from pipeline.stores.blobs import Blob
 from pipeline.stores.files import FileStore, Wanted
-from pipeline.stores.lines import read_lines
+from pipeline.stores.lines import LONGEST, read_lines
 from pipeline.stores.verified import Verified
 from pipeline.transport.feeding import FeedTransport, LineStream
 from workers.batches import answers
@@ -145,7 +145,7 @@ class BatchRun:
         validation = Validation(blob, self._reader, self._desk.settings)
         await validation.run(partial(failpoints.reach, "feed.validating"))
         if validation.errors:
-            if self._desk.transport.may_lag(self._request.config):
+            if self._desk.transport.may_lag(self._request.config, self._request.created):
                 raise ConfigMismatch("its lines are wrong in this configuration, but it was made under another one")
             await self._fail(parts, *validation.errors)
             return False
@@ -154,17 +154,17 @@ class BatchRun:
 
     async def _take_over(self, blob: Blob, window: Window) -> Input:
         """Open the lines that earlier owners fed and that have no outcome; return what follows: it was never fed."""
-        fed, now, longest = self._ledger.record.fed, anyio.current_time(), self._desk.settings.files.max_line_bytes
+        fed, now = self._ledger.record.fed, anyio.current_time()
         if not fed:
-            return Input(blob, longest)
-        async with aclosing(read_lines(blob, longest)) as source:
+            return Input(blob)
+        async with aclosing(read_lines(blob, LONGEST)) as source:
             async for lines in source:
                 for line in lines:
                     if line.number > fed:
-                        return Input(blob, longest, line.offset, line.number)
+                        return Input(blob, line.offset, line.number)
                     if line.number not in self._ledger.done:
                         window.inherit(OpenLine(line, name_of(line)), now)
-        return Input(blob, longest, blob.size, fed + 1)
+        return Input(blob, blob.size, fed + 1)
 
     async def _watch(self, window: Window, stream: LineStream, work: anyio.CancelScope) -> None:
         """Look for what ends the batch early, keep its record fresh, and see whether lines were lost."""
@@ -241,7 +241,7 @@ class BatchRun:
 
     async def _conclude_undone(self, blob: Blob, window: Window, code: str, message: str) -> None:
         errors, done = Outcomes(ERRORS), self._ledger.done
-        async for lines in read_lines(blob, self._desk.settings.files.max_line_bytes):
+        async for lines in read_lines(blob, LONGEST):
             for line in lines:
                 if line.number not in done:
                     known = window.get(line.number)

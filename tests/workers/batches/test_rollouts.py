@@ -14,8 +14,10 @@ from fakes.pipelines import ScriptedStage
 from fakes.servers import Server
 from fakes.waiting import wait_until
 
-from pipeline.settings import Settings
+from pipeline.settings import FileSettings, Settings
 from pipeline.stores.batch_records import BatchOrder, BatchState, Record
+from pipeline.transport import feeding
+from workers.batches import keeper
 from workers.batches.run import Desk
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -81,6 +83,37 @@ async def test_what_no_live_process_knows_is_wrong(server: Server, settings: Set
         state = await new_batch(make_desk(server, newer))
         record = (await ended(old, state.request.id)).record
     assert (record.status, record.errors[0].code) == ("failed", "model_not_found")
+
+
+async def test_a_rollout_that_does_not_end_keeps_no_batch_waiting(
+    server: Server, settings: Settings, newer: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeding, "ROLLOUT", 1.0)
+    monkeypatch.setattr(keeper, "REST", 0.1)
+    old = make_desk(server, settings)
+    state = await new_batch(make_desk(server, newer))
+    async with rolling_out(server, newer), keeping(old):
+        state = await ended(old, state.request.id)
+    assert (state.record.status, state.record.errors[0].code) == ("failed", "model_not_found")
+    assert state.claims > 1, "it did not rest first"
+
+
+@pytest.mark.parametrize("fed", [0, 3])
+async def test_lines_are_as_long_as_they_might_be_when_they_were_validated(
+    server: Server, settings: Settings, fed: int
+) -> None:
+    desk = make_desk(server, settings)
+    file_id = (await desk.store.get(await create(desk, lines(4)), None)).request.input_file_id
+    short = make_desk(server, msgspec.structs.replace(settings, files=FileSettings(min_free_bytes=0, max_line_bytes=9)))
+    running = await desk.store.create(BatchOrder("", CHAT, file_id))
+    over = await desk.store.create(BatchOrder("", CHAT, file_id), window=0)
+    for state in (running, over):
+        record = Record(owner=await desk.store.claim(state), status="in_progress", total=4, fed=fed)
+        await desk.store.save(state.request.id, record)
+    async with working(server, settings, ScriptedStage(answer)), keeping(short):
+        assert (await ended(short, running.request.id)).record.completed == 4
+        record = (await ended(short, over.request.id)).record
+    assert {line["custom_id"] for line in await written(short, record.error_file_id)} == {"r0", "r1", "r2", "r3"}
 
 
 async def test_a_line_that_is_wrong_since_it_was_validated_is_an_error_under_its_name(

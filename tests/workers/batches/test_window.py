@@ -69,7 +69,7 @@ def test_lines_that_met_a_limit_trouble_others_until_the_last_of_them_has_its_ou
 
 async def test_lines_are_read_in_turn_until_they_are_enough_and_all_at_once_when_they_come_again() -> None:
     store = Store(b"\xef\xbb\xbfone\n" + b"\n" * 2**21 + b"two\nthree")
-    source = Input(store, 1000)
+    source = Input(store)
     assert [line.data for line in await source.next(1, 100)] == [b"one"]
     assert await source.next(0, 100) == await source.next(9, 0) == []
     found = await source.next(9, 1)
