@@ -215,6 +215,8 @@ class Replies:
         self._cancel = cancel
         self._last = "0-0"
         self._untrimmed = 0
+        self._quiet = False
+        """Whether the last read found nothing: who has the time trims what was read, for answers are not to stay."""
         self._frames = self._bytes = 0
         self.waiters: dict[str, Waiter] = {}
         self.answered = 0
@@ -251,13 +253,16 @@ class Replies:
 
     async def _read(self) -> None:
         trim: tuple[Command, ...] = ()
-        if self._untrimmed >= READ_COUNT:
-            trim = (("XTRIM", self._key, "MINID", self._last),)
-            self._untrimmed = 0
+        if self._untrimmed >= (1 if self._quiet else READ_COUNT):
+            milliseconds, _, number = self._last.partition("-")
+            trim = (("XTRIM", self._key, "MINID", f"{milliseconds}-{int(number) + 1}"),)
         read: Command = ("XREAD", "COUNT", READ_COUNT, "BLOCK", int(BLOCK * 1000), "STREAMS", self._key, self._last)
         *_, reply = await self._link.call(*trim, read, wait=BLOCK)
         if isinstance(reply, ResponseError):
             raise TransportError(f"the reply stream cannot be read: {reply}")
+        if trim:
+            self._untrimmed = 0
+        self._quiet = not reply
         for entry, fields in reply[0][1] if reply else ():
             self._last = entry.decode()
             self._untrimmed += 1

@@ -341,6 +341,25 @@ async def test_the_reply_stream_is_trimmed_by_its_owner(url: str, monkeypatch) -
         assert await link.run(("XLEN", keyspace.replies(client.consumer))) < 12
 
 
+async def test_answers_do_not_stay_in_redis_while_nothing_follows_them(url: str, monkeypatch) -> None:
+    monkeypatch.setattr(replies, "BLOCK", 0.05)
+
+    async def answer(delivery):
+        return Done(b"x")
+
+    async with (
+        connected_client(url, QUICK) as client,
+        raw_link(url) as link,
+        running_worker(url, QUICK, spec("dispatch", ScriptedStage(answer))),
+    ):
+        stream = keyspace.replies(client.consumer)
+        for _ in range(2):
+            waiter = await client.submit(job_for(client, stages_left=("dispatch",)), b"{}")
+            await waiter.next()
+            await wait_until(lambda: _gone(link, stream), timeout=2)
+        assert await link.run(("EXISTS", stream)) == 1, "frames are written only to a stream that is there"
+
+
 async def test_a_large_answer_that_is_gone_is_an_error(url: str) -> None:
     async with connected_client(url, QUICK) as client, raw_link(url) as link:
         waiter = await client.submit(job_for(client), b"{}")
