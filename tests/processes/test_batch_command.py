@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.batches import line, lines
+from fakes.batches import CHAT, line, lines
 from fakes.gateways import Gateway, start_gateway
 from fakes.upstream import Answer, Gate, Received, ScriptedUpstream, completion, failure, reply
 
@@ -145,14 +145,18 @@ def test_the_lines_that_cannot_run_are_named_as_they_stand_in_the_input(command:
     assert "line 4: An earlier line has the same custom_id. (duplicate_custom_id, custom_id)" in command.err
     assert "line 5: model 'gpt-5' is not configured" in command.err
     assert not Path("out.jsonl.promptmill").exists()
+    assert command("run", "in.jsonl", "-o", "out.jsonl", "--json") == 2
+    told = json.loads(command.out)
+    assert (told["status"], told["reason"]) == ("failed", "An earlier line has the same custom_id.")
     assert command("list", "--limit", "1") == 0
     failed, status, *_ = command.out.split()
     assert status == "failed"
-    assert command("watch", failed) == 1
+    assert command("watch", failed) == 2
     assert "line 2: An earlier line" in command.out
-    assert command("status", failed) == 1
-    assert command("results", failed) == 2
-    assert "line 2: An earlier line" in command.err
+    assert command("status", failed) == 2
+    for again in ("results", "retry-failed"):
+        assert command(again, failed) == 2
+        assert "line 2: An earlier line" in command.err
 
 
 def test_a_batch_whose_id_was_lost_is_found_again(
@@ -194,7 +198,8 @@ def test_a_batch_is_submitted_watched_and_downloaded_in_steps(command: Command, 
     assert command("results", batch) == 1
     assert len(command.out.splitlines()) == 5
     assert command("results", batch, "-o", "out.jsonl", "--json") == 1
-    assert json.loads(command.out)["errors"] == "out.errors.jsonl"
+    told = json.loads(command.out)
+    assert (told["errors"], told["again"]) == ("out.errors.jsonl", f"`promptmill batch retry-failed {batch}`")
     assert set(read("out.errors.jsonl")) == {"r3"}
 
     upstream.default = echo
@@ -206,8 +211,33 @@ def test_a_batch_is_submitted_watched_and_downloaded_in_steps(command: Command, 
     assert command("results", again, "-o", "out.jsonl") == 0
     assert len(read("out.jsonl")) == 6
     assert not Path("out.errors.jsonl").exists()
-    assert command("retry-failed", again) == 0
+    assert command("retry-failed", again, "--json") == 0
     assert "there is nothing to run again" in command.err
+    assert json.loads(command.out) == {"id": None}
+
+
+def test_of_a_batch_that_was_cancelled_before_its_lines_ran_none_is_said_to_be_done(
+    command: Command, upstream: ScriptedUpstream
+) -> None:
+    cancelled = {"id": "batch_1", "status": "cancelled", "endpoint": CHAT, "input_file_id": "f", "created_at": 1}
+    upstream.script(reply({"data": []}), reply(cancelled))
+    assert command("retry-failed", "batch_1", "--url", upstream.url) == 1
+    assert "no line of batch_1 ran: submit its input once more" in command.err
+
+
+def test_an_interrupted_download_is_told_and_gone_on_with(
+    command: Command, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("workers.batch_command.running.collect", interrupted)
+        assert command("run", "in.jsonl", "-o", "out.jsonl") == 130
+    assert "has ended, and out.jsonl is not written" in command.err
+    assert "still running" not in command.err
+    assert command("run", "in.jsonl", "-o", "out.jsonl") == 0
+    assert len(upstream.requests) == len(read("out.jsonl")) == 6
 
 
 def test_a_batch_that_runs_is_shown_and_cancelled(command: Command, upstream: ScriptedUpstream) -> None:
@@ -236,7 +266,7 @@ def test_a_batch_that_runs_is_shown_and_cancelled(command: Command, upstream: Sc
     assert command("results", batch, "-o", "out.jsonl") == 1
     assert not Path("out.jsonl").exists()
     assert {error["hint"] for error in read("out.errors.jsonl").values()} == {
-        "give the same command again: it runs only the lines without an answer"
+        f"`promptmill batch retry-failed {batch}` runs only the lines without an answer"
     }
     assert command("run", "in.jsonl", "-o", "out.jsonl") == 0
 

@@ -57,7 +57,7 @@ def test_a_run_shows_a_bar_detaches_and_goes_on(directory: Path) -> None:
             assert terminal.end() == 130
             said = terminal.screen.text
         assert "still running: promptmill batch watch batch_" in said
-        assert "promptmill down" in said
+        assert "promptmill down -c config.yaml" in said
         assert json.loads(state.read_bytes())["batch"] in said
         assert not output.exists()
 

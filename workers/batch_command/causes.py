@@ -7,10 +7,10 @@ from typing import Any, Final
 
 import msgspec
 
-_AGAIN: Final = "give the same command again: it runs only the lines without an answer"
+_ENDED: Final = ("batch_expired", "batch_cancelled")
+"""Codes of lines whose batch ended before they had an answer."""
+
 _HINTS: Final = {
-    "batch_expired": _AGAIN,
-    "batch_cancelled": _AGAIN,
     "deadline_exceeded": "raise `batch_line_timeout`, or ask for less in one line",
     "internal_error": "a bug of ours: `promptmill dead list` shows it",
     "prompt_manager_crashed": "look for native crashes and memory in the prompt manager: `promptmill dead list`",
@@ -47,18 +47,21 @@ class Group(msgspec.Struct, kw_only=True):
 
 
 class Causes:
-    """Failed lines by status and code."""
+    """Failed lines by status and code. `again` is what runs them again: a command, or how it is called."""
 
-    def __init__(self) -> None:
+    def __init__(self, again: str) -> None:
+        self.again = again
         self._groups: dict[tuple[int, str], Group] = {}
 
-    def add(self, cause: Cause) -> None:
-        """Count a line."""
+    def add(self, entry: dict[str, Any]) -> Cause:
+        """Count the line of an error file, and return why it failed."""
+        cause = told(entry, self.again)
         group = self._groups.setdefault(
             (cause.status, cause.code),
             Group(code=cause.code, status=cause.status, example=cause.message, hint=cause.hint),
         )
         group.count += 1
+        return cause
 
     @property
     def total(self) -> int:
@@ -70,13 +73,15 @@ class Causes:
         return sorted(self._groups.values(), key=lambda group: -group.count)
 
 
-def told(entry: dict[str, Any]) -> Cause:
-    """Return why the line of an error file failed."""
+def told(entry: dict[str, Any], again: str) -> Cause:
+    """Return why the line of an error file failed, and what to do: one that did not run is for `again` to run."""
     response = entry.get("response") or {}
     error = entry.get("error") or (response.get("body") or {}).get("error") or {}
     code = str(error.get("code") or error.get("type") or "unknown")
     status = int(response.get("status_code") or 0)
     hint = error.get("hint") or _HINTS.get(code) or (_REFUSED if 400 <= status < 500 and status != 429 else "")
+    if code in _ENDED:
+        hint = f"{again} runs only the lines without an answer"
     return Cause(code, status, str(error.get("message") or ""), hint)
 
 

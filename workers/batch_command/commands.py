@@ -18,7 +18,7 @@ import msgspec
 from pipeline.errors import ConfigurationError
 from workers.batch_command import figures, inputs, options, summary
 from workers.batch_command.gateway import Batch, Gateway, read_batch
-from workers.batch_command.outputs import Targets, answered, collect, damaged, fetch
+from workers.batch_command.outputs import Targets, collect, custom_ids, damaged, fetch
 from workers.batch_command.running import DETACHED, Order, Run, upload
 from workers.batch_command.screens import Lines, Objects, open_screen
 from workers.batch_command.watching import watch as watch_batch
@@ -102,17 +102,17 @@ def watch(batch_id: str, as_json: bool) -> int:
         with options.gateway() as gateway, nullcontext(Objects()) if as_json else open_screen(batch_id[:14]) as screen:
             ended = watch_batch(gateway, batch_id, screen)
     except KeyboardInterrupt:
-        click.echo(f"still running: promptmill batch watch {batch_id}", err=True)
+        click.echo(f"still running: {options.place().command(f'batch watch {batch_id}')}", err=True)
         return DETACHED
     if not as_json:
         click.echo(_outcome(ended))
-    return summary.summary(ended).exit_code
+    return summary.exit_code(ended)
 
 
 @batch.command(short_help="Show a batch as it is now.")
 @options.one_batch
 def status(batch_id: str, as_json: bool) -> int:
-    """Show BATCH as it is now. Ends with status 1 if it has ended and lines of it were not answered."""
+    """Show BATCH as it is now. Once it has ended the exit code is that of `watch`."""
     with options.gateway() as gateway:
         raw = gateway.batch(batch_id)
     now = read_batch(raw)
@@ -125,7 +125,7 @@ def status(batch_id: str, as_json: bool) -> int:
         click.echo(figures.details(now))
         if concern := figures.concern(now, time.time() - now.created_at):
             click.echo(concern)
-    return summary.summary(now).exit_code if now.ended else 0
+    return summary.exit_code(now) if now.ended else 0
 
 
 @batch.command(short_help="Download the answers and errors of a batch.")
@@ -139,17 +139,16 @@ def results(batch_id: str, output: Path | None, as_json: bool) -> int:
     """
     with options.gateway() as gateway:
         ended = _ended(gateway, batch_id)
-        if ended.status == "failed" and not ended.has_results:
-            raise summary.refused(ended, batch_id, lambda line: line)
         if output is None:
             _print_content(gateway, ended.output_file_id)
-            return summary.summary(ended).exit_code
-        targets, known = Targets(output), answered(output)
+            return summary.exit_code(ended)
+        targets, known = Targets(output), custom_ids(output)
+        again = options.place().command(f"batch retry-failed {batch_id}")
         with open_screen(output.name) as screen:
-            causes = collect(gateway, ended, targets, known, screen)
+            causes = collect(gateway, ended, targets, known, screen, f"`{again}`")
     told = summary.written(ended, causes, targets, len(known))
     click.echo(msgspec.json.encode(told) if as_json else "\n".join(summary.lines(told)))
-    return told.exit_code
+    return summary.exit_code(ended)
 
 
 @batch.command(short_help="Cancel a batch; lines that are done keep their answers.")
@@ -169,13 +168,12 @@ def retry_failed(batch_id: str, as_json: bool) -> int:
     with options.gateway() as gateway, tempfile.TemporaryDirectory(prefix="promptmill-batch-") as directory:
         ended = _ended(gateway, batch_id)
         if ended.error_file_id is None:
-            click.echo(f"no line of {batch_id} failed: there is nothing to run again", err=True)
-            return 0
+            return _nothing_failed(ended, as_json=as_json)
         errors, lines = Path(directory, "errors.jsonl"), Path(directory, "lines.jsonl")
         screen = Lines(batch_id)
         fetch(gateway, ended.error_file_id, errors, screen)
         fetch(gateway, ended.input_file_id, lines, screen)
-        file_id = upload(inputs.select(lines, wanted=answered(errors)), gateway, screen)
+        file_id = upload(inputs.select(lines, wanted=custom_ids(errors)), gateway, screen)
         _tell_new(gateway, gateway.create(file_id, ended.endpoint, {_RETRY_OF: batch_id}), as_json=as_json)
     return 0
 
@@ -194,25 +192,38 @@ def list_(limit: int, as_json: bool) -> int:
 
 def _tell_new(gateway: Gateway, made: Batch, *, as_json: bool) -> None:
     click.echo(gateway.batch(made.id) if as_json else made.id)
-    click.echo(f"watch it with: promptmill batch watch {made.id}", err=True)
+    click.echo(f"watch it with: {options.place().command(f'batch watch {made.id}')}", err=True)
 
 
 def _ended(gateway: Gateway, batch_id: str) -> Batch:
-    """Return a batch that has ended. Raises ConfigurationError for one that still runs."""
-    found = read_batch(gateway.batch(batch_id))
+    """Return a batch that has ended. Raises ConfigurationError for one that still runs, or could not run at all."""
+    found, place = read_batch(gateway.batch(batch_id)), options.place()
     if not found.ended:
         raise ConfigurationError(
-            f"{batch_id} still runs, and its results come in the end", hint=f"promptmill batch watch {batch_id}"
+            f"{batch_id} still runs, and its results come in the end", hint=place.command(f"batch watch {batch_id}")
         )
+    if found.refused:
+        raise summary.refused(found, batch_id, place)
     return found
+
+
+def _nothing_failed(ended: Batch, *, as_json: bool) -> int:
+    """Say why no line of a batch can be run again, and return the exit status."""
+    ran = ended.has_results
+    why = "failed: there is nothing to run again" if ran else "ran: submit its input once more"
+    click.echo(f"no line of {ended.id} {why}", err=True)
+    if as_json:
+        click.echo(msgspec.json.encode({"id": None}))
+    return summary.ALL_ANSWERED if ran else summary.SOME_FAILED
 
 
 def _outcome(ended: Batch) -> str:
     """Return what came of a batch, for people."""
-    if ended.status == "failed" and not ended.has_results:
-        return summary.refused(ended, ended.id, lambda line: line).message
+    place = options.place()
+    if ended.refused:
+        return summary.refused(ended, ended.id, place).message
     said = summary.lines(summary.summary(ended))
-    return "\n".join([*said, f"results   promptmill batch results {ended.id} -o out.jsonl"])
+    return "\n".join([*said, f"results   {place.command(f'batch results {ended.id} -o out.jsonl')}"])
 
 
 def _row(batch: Batch) -> str:

@@ -87,8 +87,13 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_results(self) -> bool:
-        """Whether lines of it ran: a batch that failed as a whole may have lost its input half-way."""
+        """Whether there is a file of answers or of errors."""
         return self.output_file_id is not None or self.error_file_id is not None
+
+    @property
+    def refused(self) -> bool:
+        """Whether it failed and nothing of it ran; one that lost its input half-way has results."""
+        return self.status == "failed" and not self.has_results
 
     @property
     def seconds(self) -> int:

@@ -13,7 +13,7 @@ from typing import IO, Any, Final
 import msgspec
 
 from pipeline.errors import ConfigurationError, FileDamaged, StorageFull
-from workers.batch_command.causes import Causes, told
+from workers.batch_command.causes import Causes
 from workers.batch_command.gateway import Batch, Gateway
 from workers.batch_command.inputs import custom_id
 from workers.batch_command.screens import Screen
@@ -43,8 +43,8 @@ class Targets:
         return self.output.with_name(f"{self.output.name}.{file_id[-8:]}.part")
 
 
-def answered(path: Path) -> set[str]:
-    """Return the `custom_id`s an output has answers to; none when there is no such file. Raises ConfigurationError."""
+def custom_ids(path: Path) -> set[str]:
+    """Return the `custom_id`s of a file of results; none when there is no such file. Raises ConfigurationError."""
     names: set[str] = set()
     try:
         if path.exists() and not path.is_file():  # a device may have no end
@@ -64,13 +64,14 @@ def answered(path: Path) -> set[str]:
     return names
 
 
-def collect(gateway: Gateway, batch: Batch, targets: Targets, known: set[str], screen: Screen) -> Causes:
+def collect(gateway: Gateway, batch: Batch, targets: Targets, known: set[str], screen: Screen, again: str) -> Causes:
     """
     Bring the results of a batch to this machine, beside the answers `known` so far; return why lines failed.
 
-    Raises FileDamaged, and StorageFull; then the same command goes on where this one was.
+    `again` is what would run those again. Raises FileDamaged, and StorageFull; then the same command goes on where
+    this one was.
     """
-    causes = Causes()
+    causes = Causes(again)
     with _writing(targets.output):
         parts = [
             None if file_id is None else _download(gateway, file_id, targets.part(file_id), screen)
@@ -159,8 +160,7 @@ def _write_errors(errors: Path | None, path: Path, known: set[str], causes: Caus
         for line in _lines(errors):
             if _named(line) not in known:
                 entry = _read_line(line)
-                cause = told(entry)
-                causes.add(cause)
+                cause = causes.add(entry)
                 new.write(msgspec.json.encode({**entry, "reason": cause.reason, "hint": cause.hint}) + b"\n")
         _sync(new)
     if causes.total:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -40,6 +41,11 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         """Its address, if somebody said it."""
         return self.url or os.environ.get(URL_VARIABLE)
 
+    def command(self, words: str) -> str:
+        """Return a command as it has to be given for the same gateway; the key is never shown."""
+        options = (("--url", self.url), ("-c", self.config), ("--data-dir", self.data_dir))
+        return " ".join([f"promptmill {words}", *(f"{name} {shlex.quote(said)}" for name, said in options if said)])
+
     def settings(self) -> Settings | None:
         """Return the configuration's settings, if there is one. Raises ConfigurationError."""
         if self.config or os.environ.get(configuration.CONFIG_VARIABLE):
@@ -63,11 +69,6 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
             gateway.close()
             raise
         return gateway
-
-    def running(self) -> lockfile.Running | None:
-        """Return what runs on the data directory and is ready."""
-        running = lockfile.running_in(self.directory())
-        return running if running is not None and running.url else None
 
     def _finder(self, started: int) -> Callable[[], str]:
         if url := self.named:
@@ -112,9 +113,9 @@ def nobody(directory: Path) -> ConfigurationError:
     )
 
 
-def start(place: Place, settings: Settings) -> lockfile.Running:
+def start(settings: Settings) -> int:
     """
-    Start `promptmill up` in a session of its own, so that it outlives this command, and return it once it is ready.
+    Start `promptmill up` in a session of its own, so that it outlives this command; return its id once it is ready.
 
     Raises ConfigurationError when it does not start; a Ctrl-C meanwhile ends it.
     """
@@ -125,7 +126,7 @@ def start(place: Place, settings: Settings) -> lockfile.Running:
     with (directory / LOG).open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)  # noqa: S603 - our own
     try:
-        while (running := place.running()) is None or running.pid != process.pid:
+        while (running := lockfile.running_in(directory)) is None or not running.url or running.pid != process.pid:
             if process.poll() is not None:
                 raise ConfigurationError(f"the gateway does not start:\n{_last_words(directory / LOG)}")
             time.sleep(LOOK_EVERY)
@@ -133,7 +134,7 @@ def start(place: Place, settings: Settings) -> lockfile.Running:
         process.terminate()
         process.wait()
         raise
-    return running
+    return process.pid
 
 
 def stop(pid: int, directory: Path) -> None:

@@ -13,7 +13,7 @@ from pipeline import lockfile
 from pipeline.errors import ConfigurationError, NotFound
 from workers.batch_command import inputs, places, state, summary
 from workers.batch_command.gateway import Batch, Gateway, read_batch
-from workers.batch_command.outputs import Targets, answered, collect
+from workers.batch_command.outputs import Targets, collect, custom_ids
 from workers.batch_command.places import Place
 from workers.batch_command.screens import Screen, open_screen
 from workers.batch_command.state import State
@@ -38,7 +38,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Service:
-    """The gateway a run uses. One that was `started` for it is stopped in the end, unless its id is taken away."""
+    """The gateway a run uses. One that was `started` for it is stopped in the end, unless `keep` was called."""
 
     def __init__(self, place: Place, known: State | None) -> None:
         self._place = place
@@ -56,6 +56,11 @@ class Service:
         self.gateway.close()
         self._stop()
 
+    def keep(self) -> int:
+        """Have the gateway go on without this command; return its id if it was started for it."""
+        kept, self.started = self.started, 0
+        return kept
+
     def _find(self, known: State | None) -> None:
         directory = self._place.directory()
         running = lockfile.running_in(directory)
@@ -66,7 +71,7 @@ class Service:
         if settings is None:
             raise places.nobody(directory)
         click.echo(f"starting a gateway with {Path(settings.source).name}", err=True)
-        self.started = places.start(self._place, settings).pid
+        self.started = places.start(settings)
 
     def _stop(self) -> None:
         if self.started:
@@ -79,8 +84,8 @@ class Run:
     def __init__(self, order: Order) -> None:
         self._order = order
         self._state = None if order.fresh else state.load(order.targets.state)
-        replaces = order.fresh or (self._state is not None and self._state.replace)
-        self._answered = set() if replaces else answered(order.targets.output)
+        self._replaces = order.fresh or (self._state is not None and self._state.replace)
+        self._answered = set() if self._replaces else custom_ids(order.targets.output)
         self._selection: inputs.Selection | None = None
 
     def run(self) -> int:
@@ -99,12 +104,10 @@ class Run:
             if batch is None:
                 click.echo("interrupted before there was a batch", err=True)
                 raise
-            service.started, kept = 0, service.started  # it goes on with the batch
-            return self._detach(batch, kept)
+            return self._detach(batch, 0 if batch.ended else service.keep())
         finally:
             service.close()
-        click.echo(msgspec.json.encode(told) if self._order.as_json else "\n".join(summary.lines(told)))
-        return told.exit_code
+        return self._tell(batch, told)
 
     def _select(self) -> inputs.Selection:
         source, output = self._order.source, self._order.targets.output
@@ -130,8 +133,7 @@ class Run:
         return batch
 
     def _remember(self, now: State) -> State:
-        replaces = self._order.fresh or (self._state is not None and self._state.replace)
-        return msgspec.structs.replace(now, replace=replaces).save(self._order.targets.state)
+        return msgspec.structs.replace(now, replace=self._replaces).save(self._order.targets.state)
 
     def _earlier(self, known: State, gateway: Gateway) -> Batch | None:
         """Return the batch of an earlier run, if it came to make one."""
@@ -148,15 +150,25 @@ class Run:
             ) from None
 
     def _collect(self, gateway: Gateway, batch: Batch, screen: Screen) -> summary.Summary:
-        """Write down what came of the batch. Raises ConfigurationError if its lines could not run."""
+        """Write down what came of the batch."""
+        targets, told = self._order.targets, summary.summary(batch)
+        if not batch.refused:
+            causes = collect(gateway, batch, targets, self._answered, screen, again="the same command again")
+            told = summary.written(batch, causes, targets, len(self._answered))
+        targets.state.unlink(missing_ok=True)
+        return told
+
+    def _tell(self, batch: Batch, told: summary.Summary) -> int:
+        """Say what came of the batch. Raises ConfigurationError if its lines could not run."""
         order = self._order
-        if batch.status == "failed" and not batch.has_results:
-            order.targets.state.unlink(missing_ok=True)
+        if order.as_json:
+            click.echo(msgspec.json.encode(told))
+        if batch.refused:
             selection = self._selection or inputs.select(order.source, without=self._answered)
-            raise summary.refused(batch, order.source.name, selection.number)
-        causes = collect(gateway, batch, order.targets, self._answered, screen)
-        order.targets.state.unlink(missing_ok=True)
-        return summary.written(batch, causes, order.targets, len(self._answered))
+            raise summary.refused(batch, order.source.name, order.place, selection.number)
+        if not order.as_json:
+            click.echo("\n".join(summary.lines(told)))
+        return summary.exit_code(batch)
 
     def _nothing_to_do(self) -> int:
         source, output = self._order.source.name, self._order.targets.output
@@ -167,10 +179,12 @@ class Run:
         return summary.ALL_ANSWERED
 
     def _detach(self, batch: Batch, started: int) -> int:
-        said = [f"still running: promptmill batch watch {batch.id}"]
-        said.append(f"  the same command again goes on from here, and writes {self._order.targets.output}")
+        place, output = self._order.place, self._order.targets.output
+        watched = place.command(f"batch watch {batch.id}")
+        said = [f"{batch.id} has ended, and {output} is not written" if batch.ended else f"still running: {watched}"]
+        said.append(f"  the same command again goes on from here, and writes {output}")
         if started:
-            said.append("  the gateway that was started for it goes on as well; `promptmill down` stops it")
+            said.append(f"  the gateway that was started for it goes on as well; to stop it: {place.command('down')}")
         click.echo("\n".join(said), err=True)
         if self._order.as_json:
             click.echo(msgspec.json.encode({"batch": batch.id, "status": "detached"}))

@@ -8,10 +8,12 @@ from typing import Final
 import msgspec
 
 from pipeline.errors import ConfigurationError
+from pipeline.startup import REFUSED
 from workers.batch_command import figures
 from workers.batch_command.causes import Causes, Group, table
 from workers.batch_command.gateway import Batch, Tokens
 from workers.batch_command.outputs import Targets
+from workers.batch_command.places import Place
 
 MOST_ERRORS: Final = 10
 """Errors of a batch that could not run which are shown."""
@@ -35,15 +37,12 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     failures: list[Group]
     output: str | None = None
     errors: str | None = None
+    again: str | None = None
+    """What runs the lines in `errors` again."""
     reason: str = ""
-    """Why the batch failed as a whole, although lines of it ran."""
+    """Why the batch failed as a whole, whether or not lines of it ran."""
     answers_in_output: int | None = None
     """Those of earlier batches too."""
-
-    @property
-    def exit_code(self) -> int:
-        """0 when every line of the batch was answered, else 1."""
-        return ALL_ANSWERED if self.status == "completed" and not self.failed else SOME_FAILED
 
 
 def summary(batch: Batch, failures: list[Group] | None = None) -> Summary:
@@ -67,12 +66,20 @@ def summary(batch: Batch, failures: list[Group] | None = None) -> Summary:
     )
 
 
+def exit_code(ended: Batch) -> int:
+    """Return the exit status for a batch that has ended."""
+    if ended.refused:
+        return REFUSED
+    return ALL_ANSWERED if ended.status == "completed" and not ended.counts.failed else SOME_FAILED
+
+
 def written(batch: Batch, causes: Causes, targets: Targets, answers: int) -> Summary:
     """Return what came of a batch whose results are in files now; the output has so many `answers` in all."""
     return msgspec.structs.replace(
         summary(batch, causes.groups()),
         output=str(targets.output),
         errors=str(targets.errors) if causes.total else None,
+        again=causes.again if causes.total else None,
         answers_in_output=answers,
     )
 
@@ -92,19 +99,22 @@ def lines(told: Summary) -> list[str]:
     if told.output and told.answers_in_output:
         said.append(f"answers   {told.output}  ({figures.counted(told.answers_in_output, 'line', 'lines')})")
     if told.errors:
-        said.append(f"failures  {told.errors}  (the same command again runs only these)")
+        said.append(f"failures  {told.errors}  ({told.again} runs only these)")
     return [*said, f"batch     {told.batch}  ({told.status}{f': {told.reason}' if told.reason else ''})"]
 
 
-def refused(batch: Batch, name: str, number: Callable[[int], int]) -> ConfigurationError:
-    """Return the error for a batch that failed as a whole; `number` says where a line of it stands in the input."""
+def refused(
+    batch: Batch, name: str, place: Place, number: Callable[[int], int] = lambda line: line
+) -> ConfigurationError:
+    """Return the error for a batch of which nothing ran; `number` says where a line of it stands in the input."""
     errors = batch.errors.data if batch.errors else ()
     told = []
     for error in errors[:MOST_ERRORS]:
         where = f"line {number(error.line)}: " if error.line else ""
         told.append(f"  {where}{error.message} ({error.code}{f', {error.param}' if error.param else ''})")
     if len(errors) > MOST_ERRORS:
-        told.append(f"  and {len(errors) - MOST_ERRORS} more: promptmill batch status {batch.id} --json")
+        more = place.command(f"batch status {batch.id} --json")
+        told.append(f"  and {len(errors) - MOST_ERRORS} more: {more}")
     return ConfigurationError(
         "\n".join([f"{name} cannot run, and nothing of it has:", *told]), hint="correct it and give the command again"
     )

@@ -162,7 +162,7 @@ def test_a_line_of_results_without_a_custom_id_is_not_passed_over(
     ended = read_batch(json.dumps({**BATCH, "status": "completed", "output_file_id": "file-12345678"}))
     server.script(stored(b'{"custom_id":"a"}\nnonsense\n'))
     with pytest.raises(FileDamaged, match="has no custom_id"):
-        collect(gateway, ended, Targets(tmp_path / "out"), set(), Lines("out"))
+        collect(gateway, ended, Targets(tmp_path / "out"), set(), Lines("out"), again="this")
     assert not (tmp_path / "out").exists()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigurationError
-from workers.batch_command.outputs import Targets, answered
+from workers.batch_command.outputs import Targets, custom_ids
 
 
 @pytest.mark.parametrize("name", ["mine.jsonl", "mine.errors.jsonl"])
@@ -21,7 +21,7 @@ def test_results_do_not_take_the_place_of_their_input(tmp_path: Path, name: str)
 
 def test_a_device_is_no_output_for_it_may_have_no_end(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no regular file"):
-        answered(Path("/dev/null"))
+        custom_ids(Path("/dev/null"))
     (tmp_path / "inside").touch()
     with pytest.raises(ConfigurationError, match="cannot be read"):
-        answered(tmp_path / "inside" / "out.jsonl")
+        custom_ids(tmp_path / "inside" / "out.jsonl")

@@ -10,6 +10,7 @@ from pipeline.stores.batch_progress import Progress
 from workers.batch_command import summary
 from workers.batch_command.causes import Group, table, told
 from workers.batch_command.gateway import Batch, Counts, Errors, Tokens
+from workers.batch_command.places import Place
 
 ENDED = Batch(
     id="batch_1",
@@ -35,36 +36,43 @@ def test_a_summary_has_lines_pace_tokens_and_failures_by_cause() -> None:
         "           correct the line",
         "batch     batch_1  (completed)",
     ]
-    assert said.exit_code == 1
+    assert summary.exit_code(ENDED) == 1
 
 
 def test_a_batch_that_lost_its_input_says_so_beside_its_results() -> None:
     error = LineError("input_file_not_found", "The input file does not exist any more.")
-    said = summary.summary(msgspec.structs.replace(ENDED, status="failed", errors=Errors((error,))))
+    failed = msgspec.structs.replace(ENDED, status="failed", errors=Errors((error,)))
+    said = summary.summary(failed)
     assert summary.lines(said)[-1] == "batch     batch_1  (failed: The input file does not exist any more.)"
-    assert said.exit_code == 1
+    assert summary.exit_code(failed) == 1
+    assert summary.exit_code(msgspec.structs.replace(failed, output_file_id=None)) == 2, "nothing of it ran"
 
 
 def test_of_many_wrong_lines_the_first_are_named() -> None:
     errors = Errors(tuple(LineError("invalid_url", "no", "url", number) for number in range(1, 41)))
-    error = summary.refused(msgspec.structs.replace(ENDED, errors=errors), "in.jsonl", lambda line: line + 100)
+    place = Place(data_dir="some where", key="sk-mine")
+    error = summary.refused(msgspec.structs.replace(ENDED, errors=errors), "in.jsonl", place, lambda line: line + 100)
     first, line, *_, last = error.message.splitlines()
     assert first == "in.jsonl cannot run, and nothing of it has:"
     assert line == "  line 101: no (invalid_url, url)"
-    assert last == "  and 30 more: promptmill batch status batch_1 --json"
+    assert last == "  and 30 more: promptmill batch status batch_1 --json --data-dir 'some where'"
 
 
 @pytest.mark.parametrize(
     ("entry", "reason", "hint"),
     [
-        ({"response": None, "error": {"code": "batch_expired", "message": "late"}}, "batch_expired: late", "the same"),
+        (
+            {"response": None, "error": {"code": "batch_expired", "message": "late"}},
+            "batch_expired: late",
+            "this runs only",
+        ),
         ({"response": {"status_code": 429, "body": {"error": {"type": "slow"}}}}, "slow", ""),
         ({"response": {"status_code": 400, "body": {"error": {"code": "c", "hint": "do this"}}}}, "c", "do this"),
         ({"response": {"status_code": 400, "body": {}}}, "unknown", "the provider refused"),
     ],
 )
 def test_a_failed_line_has_a_reason_and_what_to_do(entry: dict[str, object], reason: str, hint: str) -> None:
-    cause = told(entry)
+    cause = told(entry, "this")
     assert cause.reason == reason
     assert hint in cause.hint
     assert bool(cause.hint) == bool(hint)
