@@ -50,7 +50,7 @@ class Splitter:
     def feed(self, data: bytes) -> list[Line]:
         """Return the lines that are complete with `data`. A MiB of blank lines takes 0.2 s: call it on a thread."""
         *whole, self._rest = (self._rest + data).split(b"\n")
-        lines = list(self._lines(whole, 1))
+        lines = list(self._lines(whole, ending=1))
         if len(self._rest) > self._max_bytes:
             self._dropped += len(self._rest)
             self._rest = b""
@@ -58,12 +58,12 @@ class Splitter:
 
     def end(self) -> list[Line]:
         """Return the last line, if it has no line feed."""
-        return list(self._lines([self._rest] if self._rest or self._dropped else [], 0))
+        return list(self._lines([self._rest] if self._rest or self._dropped else [], ending=0))
 
-    def _lines(self, texts: list[bytes], feed: int) -> Iterator[Line]:
+    def _lines(self, texts: list[bytes], *, ending: int) -> Iterator[Line]:
         for text in texts:
             offset, number = self._offset, self._number
-            self._offset = end = offset + self._dropped + len(text) + feed
+            self._offset = end = offset + self._dropped + len(text) + ending
             self._number += 1
             if self._dropped or len(text) > self._max_bytes:
                 self._dropped = 0

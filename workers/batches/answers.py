@@ -1,4 +1,4 @@
-"""What is written about a line: its answer, its error, or that it never ran; pure functions."""
+"""What is written about a line: its answer, its error, or that it never ran; and what that says when it is read."""
 
 from __future__ import annotations
 
@@ -144,22 +144,21 @@ def unrun(batch: str, number: int, custom_id: str, code: str, message: str) -> b
     return _line(batch, number, custom_id, None, {"code": code, "message": message}, None)
 
 
-def add_usage(usage: Usage, body: bytes) -> None:
-    """Add the tokens that an answer says it took."""
+def used(body: bytes) -> Usage:
+    """Return the tokens that an answer says it took."""
     try:
-        _add(usage, _decode_body(body).usage)
+        return _usage(_decode_body(body).usage)
     except msgspec.DecodeError:  # a provider's dialect of its own
-        return
+        return Usage()
 
 
-def read_result(line: bytes, usage: Usage) -> int:
-    """Return the number of the input line that a written result is of, and add its tokens. Raises ValueError."""
+def read_result(line: bytes) -> tuple[int, Usage]:
+    """Return the number of the input line that a written result is of, and its tokens. Raises ValueError."""
     written = _decode_written(line)
     try:
-        _add(usage, _decode_response(written.response).body.usage)
+        return written.promptmill.line, _usage(_decode_response(written.response).body.usage)
     except msgspec.DecodeError:
-        pass  # it has none
-    return written.promptmill.line
+        return written.promptmill.line, Usage()  # it says none
 
 
 def read_error(line: bytes) -> tuple[int, str]:
@@ -169,15 +168,17 @@ def read_error(line: bytes) -> tuple[int, str]:
     return written.promptmill.line, error.code if error else ""
 
 
-def _add(total: Usage, used: _Usage | None) -> None:
-    if used is None:
-        return
-    total.input_tokens += used.input_tokens or used.prompt_tokens or 0
-    total.output_tokens += used.output_tokens or used.completion_tokens or 0
-    given = used.input_tokens_details or used.prompt_tokens_details
-    made = used.output_tokens_details or used.completion_tokens_details
-    total.cached_tokens += (given.cached_tokens or 0) if given else 0
-    total.reasoning_tokens += (made.reasoning_tokens or 0) if made else 0
+def _usage(said: _Usage | None) -> Usage:
+    if said is None:
+        return Usage()
+    given = said.input_tokens_details or said.prompt_tokens_details
+    made = said.output_tokens_details or said.completion_tokens_details
+    return Usage(
+        input_tokens=said.input_tokens or said.prompt_tokens or 0,
+        output_tokens=said.output_tokens or said.completion_tokens or 0,
+        cached_tokens=(given.cached_tokens or 0) if given else 0,
+        reasoning_tokens=(made.reasoning_tokens or 0) if made else 0,
+    )
 
 
 def _line(batch: str, number: int, custom_id: str, response: Any, error: Any, facts: Facts | None) -> bytes:

@@ -106,7 +106,7 @@ class Collector:
             return  # it was given up meanwhile
         self._served(line, served(reply, line.group))
         self._results.add(line.number, answers.answered(batch, line.number, line.custom_id, reply, body))
-        answers.add_usage(self._results.usage, body)
+        self._results.usage.add(answers.used(body))
         self._ledger.tally.answered(reply.facts.provider_ms)
         self._window.close(line.number)
 

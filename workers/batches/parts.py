@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
+from pipeline import logs
 from pipeline.stores.batch_records import Part, Usage
 from pipeline.stores.blobs import Blob, Blobs, BlobWriter, Growing
 from pipeline.stores.lines import LONGEST, PIECE, read_lines
@@ -15,6 +16,8 @@ from workers.batches.tally import count
 
 RESULTS: Final = "results"
 ERRORS: Final = "errors"
+
+log = logs.logger("feed")
 
 
 class Done:
@@ -97,14 +100,12 @@ async def adopt(blobs: Blobs, batch_id: str, parts: Sequence[Part], last: int, d
     """
     Read what earlier owners wrote into `done`; return it, with the whole lines that owner `last` has written so far.
 
-    What `last` may still write counts for nothing: its lines are fed again.
+    What `last` may still write counts for nothing, nor what follows a line that a disk has spoilt: it is fed again.
     """
-    for part in parts:
-        await _read(blobs, batch_id, part.owner, done, part)
-    if not last:
-        return tuple(parts)
-    found = await _read(blobs, batch_id, last, done, None)
-    return (*parts, found) if found.results or found.errors else tuple(parts)
+    adopted = [await _read(blobs, batch_id, part.owner, done, part) for part in parts]
+    if last:
+        adopted.append(await _read(blobs, batch_id, last, done, None))
+    return tuple(part for part in adopted if part.results or part.errors)
 
 
 async def remove_parts(blobs: Blobs, batch_id: str, owners: int) -> None:
@@ -118,31 +119,35 @@ async def _read(blobs: Blobs, batch_id: str, owner: int, done: Done, part: Part 
     sizes = []
     for kind in (RESULTS, ERRORS):
         async with blobs.grow(_name(batch_id, kind, owner)) as blob:
-            sizes.append(await _take_in(blob, kind, done, None if part is None else _size(part, kind)))
+            whole = await _whole(blob)
+            size = whole if part is None else _size(part, kind)
+            sizes.append(found := await _take_in(blob, kind, done, min(size, whole)))
+            if found < size:
+                log.error("lines unreadable", batch=batch_id, owner=owner, kind=kind, of=size, lost=size - found)
     return Part(owner, *sizes)
 
 
-async def _take_in(blob: Blob, kind: str, done: Done, size: int | None) -> int:
-    """Read what counts of a blob; if its size is not settled yet, that ends where no outcome can be read. Return it."""
-    limit = await _whole(blob) if size is None else size
+async def _take_in(blob: Blob, kind: str, done: Done, size: int) -> int:
+    """Read the first `size` bytes of a blob, up to where no outcome can be read; return how many that are."""
     async with aclosing(read_lines(blob, LONGEST)) as source:
         async for lines in source:
             for line in lines:
-                if line.end <= limit and line.data is not None:
-                    try:
-                        _take(line.data, kind, done)
-                    except ValueError:  # written when the power failed: what follows was not durable, either
-                        if size is not None:
-                            raise
-                        return line.offset
-    return limit
+                if line.end > size:
+                    return size
+                try:
+                    _take(line.data or b"", kind, done)
+                except ValueError:  # the power failed, or the disk
+                    return line.offset
+    return size
 
 
 def _take(written: bytes, kind: str, done: Done) -> None:
-    if kind == RESULTS:
-        done.add(read_result(written, done.usage))
-    else:
+    if kind == ERRORS:
         done.add(*read_error(written))
+        return
+    number, usage = read_result(written)
+    if done.add(number):
+        done.usage.add(usage)
 
 
 async def _whole(blob: Blob) -> int:
@@ -150,9 +155,9 @@ async def _whole(blob: Blob) -> int:
     end = blob.size
     while end:
         begin = max(0, end - PIECE)
-        feed = (await blob.read(begin, end - begin)).rfind(b"\n")
-        if feed >= 0:
-            return begin + feed + 1
+        newline = (await blob.read(begin, end - begin)).rfind(b"\n")
+        if newline >= 0:
+            return begin + newline + 1
         end = begin
     return 0
 

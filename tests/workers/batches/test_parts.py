@@ -76,6 +76,26 @@ async def test_of_an_append_that_a_power_failure_spoilt_what_is_whole_counts(blo
     assert await copied(blobs, 3, adopted, RESULTS) == result(1) + result(2)
 
 
+@pytest.mark.parametrize("spoilt", [b"\0" * (len(result(2)) - 1) + b"\n", b""])
+async def test_what_a_disk_spoilt_after_it_was_adopted_runs_again(
+    blobs: LocalBlobs, tmp_path: Path, spoilt: bytes
+) -> None:
+    await write(blobs, 1, result(1) + result(2) + result(3), error(4))
+    adopted = await adopt(blobs, BATCH, (), 1, Done())
+    file = tmp_path / "batches" / f"{BATCH}-{RESULTS}-1.growing"
+    file.write_bytes(result(1) + spoilt + (result(3) if spoilt else b""))
+    again = await adopt(blobs, BATCH, adopted, 2, done := Done())
+    assert again == (Part(1, len(result(1)), len(error(4))),)
+    assert [number in done for number in (1, 2, 3, 4)] == [True, False, False, True]
+    assert await copied(blobs, 3, again, RESULTS) == result(1)
+
+
+async def test_tokens_of_a_line_that_was_written_twice_count_once(blobs: LocalBlobs) -> None:
+    await write(blobs, 1, result(1) + result(1))
+    await adopt(blobs, BATCH, (), 1, done := Done())
+    assert (done.completed, done.usage.input_tokens) == (1, 3)
+
+
 async def test_an_owner_that_wrote_nothing_is_not_looked_up_again(blobs: LocalBlobs) -> None:
     await write(blobs, 1, b"")
     assert await adopt(blobs, BATCH, (), 1, Done()) == ()
