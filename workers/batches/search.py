@@ -39,7 +39,7 @@ class Search:
             self._found = await self._transport.under_way(self._batch)
             self._doubts = doubts
         if self._found is not None and self._stream.has_concluded(self._found.last_answer):
-            self._window.settle(self._admitted, self._found.jobs)
+            self._window.reconcile(self._admitted, self._found.jobs)
             self._found = None
 
     def _stands_still(self) -> bool:

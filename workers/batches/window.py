@@ -95,14 +95,14 @@ class Window:
         self.add(line)
         self.doubt()
 
-    def settle(self, admitted: Set[str], jobs: Iterable[str]) -> None:
+    def reconcile(self, admitted: Set[str], jobs: Collection[str]) -> None:
         """These `jobs` are under way; other `admitted` ones, and those of earlier owners, are lost: feed them again."""
-        found = {line_of(job): job for job in jobs}
+        found, lost = {line_of(job): job for job in jobs}, admitted - set(jobs)
         for line in list(self.open.values()):
             inherited = line.number in self._inherited
             if inherited and line.number in found:
                 line.job = found[line.number]
-            elif inherited or (line.job in admitted and found.get(line.number) != line.job):
+            elif inherited or line.job in lost:
                 self.rest(line, 0.0)
         self.tell()
 

@@ -67,6 +67,18 @@ def test_lines_that_met_a_limit_trouble_others_until_the_last_of_them_has_its_ou
     assert not window.troubled
 
 
+def test_a_line_whose_job_is_there_is_not_fed_again_for_a_second_one_that_is_there_too() -> None:
+    window = Window(600.0, 200, lambda: 100)
+    lines = [OpenLine(Line(number, 0, 500, b"")) for number in (1, 2)]
+    for line in lines:
+        window.add(line)
+        window.under_way(line, f"0-a-{line.number}-1.2", 0.0)
+        line.admission = 1
+    window.reconcile(window.admitted, ["0-a-1-1.2", "0-a-1-1.1"])
+    assert [*window.open] == [1]
+    assert [line.number for line in window.awake(0.0, 256)] == [2]
+
+
 async def test_lines_are_read_in_turn_until_they_are_enough_and_all_at_once_when_they_come_again() -> None:
     store = Store(b"\xef\xbb\xbfone\n" + b"\n" * 2**21 + b"two\nthree")
     source = Input(store)
