@@ -14,9 +14,8 @@ from pipeline import failpoints, logs, metrics
 from pipeline.errors import InternalError, TransportError
 from pipeline.job import BATCH, Frame
 from pipeline.stage import Done, Fail
-from pipeline.transport import keyspace
 from pipeline.transport.clock import ServerClock
-from pipeline.transport.connection import PREPARE, STORE, WRITE, Backoff, Command, Link
+from pipeline.transport.connection import STORE, WRITE, Backoff, Command, Link
 from pipeline.transport.delivery import End, HeldDelivery
 from pipeline.transport.writes import Dead, Effect, Group
 
@@ -188,16 +187,11 @@ class Writer:
                 await self._link.run(STORE([key], body, ttl))
 
     async def _reply_without_group(self, lost: list[tuple[HeldDelivery, Effect]]) -> None:
-        """The stream or its group is gone (a flush): make the group again and still answer who waits."""
+        """The stream or its group is gone (a flush): still answer who waits. The fetch makes the group again."""
         again = Group(self._consumer)
         for delivery, effect in lost:
             if isinstance(effect, Done | Fail | Dead) and delivery.job.reply_to:
                 again.unfenced_reply(delivery, effect, self._clock.now())
-        streams = {keyspace.jobs(d.source.stage, d.source.lane) for d, _ in lost}
-        try:
-            await self._link.run(PREPARE(sorted(streams)))
-        except TransportError:
-            pass  # the fetch makes the group as well
         if again.arguments:
             await self._send(again)
 

@@ -150,6 +150,24 @@ async def test_after_a_failover_everybody_comes_to_the_new_primary(url: str, tmp
                     await old.run(("FLUSHALL",))
 
 
+async def test_the_rest_goes_on_when_an_outcome_is_the_first_to_meet_a_lost_group(url: str) -> None:
+    async with raw_link(url) as link, stage_stream(url) as stream:
+        rival = Rival(link, "dispatch")
+        await stream.prepare()
+        for _ in range(2):
+            await rival.add(make_job(stages_left=("dispatch",), reply_to="ingress"))
+        first, second = await stream.fetch(4)
+        await link.run(("FLUSHALL",))
+        stream._writer.settle(first, Done(b"told"))
+        stream._writer.finish()
+        await stream._writer.run()
+        assert await link.run(("XLEN", keyspace.replies("ingress"))) == 1
+        await stream.fetch(1)
+        await stream.renew()
+        assert second.end is None, "nobody else can have it: the group knew of nobody when it was made"
+        await link.run(("UNLINK", rival.stream))
+
+
 async def test_jobs_that_redis_lost_are_answered_with_an_error_soon(url: str, monkeypatch) -> None:
     monkeypatch.setattr(client_module, "LOST_AFTER", 0.3)
     async with connected_client(url, QUICK) as client, raw_link(url) as link:
