@@ -12,7 +12,9 @@ for _, member in ipairs(due) do
   if length >= 0 and kind then
     local header, rest = string.sub(member, 9, 8 + length), string.sub(member, 20 + length)
     redis.call('XADD', KEYS[2], '*', 'h', header, 's', tonumber(size), kind, rest)
-    redis.call('INCRBY', KEYS[3], tonumber(size))
+    if type(redis.pcall('INCRBY', KEYS[3], tonumber(size))) ~= 'number' then
+      redis.call('SET', KEYS[3], tonumber(size))  -- what was there is not ours
+    end
   else
     redis.call('XADD', KEYS[2], '*', 'x', member)
   end

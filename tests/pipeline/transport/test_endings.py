@@ -214,6 +214,18 @@ async def test_a_deferred_job_comes_back_as_first_delivery_and_no_byte_is_lost_c
     assert [d.number for d in resolve.seen] == [1, 1, 1]
 
 
+async def test_a_due_job_is_moved_once_although_something_foreign_stands_where_bytes_are_counted(url: str) -> None:
+    async with raw_link(url) as link, stage_stream(url) as stream:
+        member = b"%08d%bb%010d%b" % (6, b"header", 4, b"body")
+        await link.run(("ZADD", keyspace.delayed("dispatch", "live"), 1, member))
+        await link.run(("SET", keyspace.held_bytes("dispatch", "live"), "foreign"))
+        for _ in range(2):
+            await link.call(*stream.move_due())
+        assert await link.run(("XLEN", keyspace.jobs("dispatch", "live"))) == 1
+        assert await link.run(("GET", keyspace.held_bytes("dispatch", "live"))) == b"4"
+        await link.run(("FLUSHALL",))
+
+
 async def test_many_due_jobs_are_moved_at_once_and_garbage_among_them_is_a_dead_letter(url: str) -> None:
     async with connected_client(url, QUICK) as client, raw_link(url) as link:
         delayed = keyspace.delayed("dispatch", "live")
