@@ -19,11 +19,13 @@ Characters of a value worth hiding that nobody called a key: a shorter one would
 For the same reason a shorter key, `none` or `dummy`, is taken out only where it is a word of its own.
 """
 
+# Each alternative begins where a word does, or needs nothing at its end: else a long text would be read again from
+# each of its characters, and whoever wrote it would hold the process for hours.
 _LIKELY: Final = re.compile(
     r"(?i:bearer\s+)[\w.~+/=*-]+"
     r"|\b(?:sk|pk|rk|gsk|xai|key|hf|pplx)[-_][\w*-]{6,}"
-    r"|\bAKIA[0-9A-Z]{12,}|\bAIza[\w-]{20,}|\beyJ[\w-]{8,}\.[\w.-]+"
-    r"|[\w-]*\*{3,}[\w-]*"  # how providers show a key they refuse: its ends
+    r"|\bAKIA[0-9A-Z]{12,}|\bAIza[\w-]{20,}|\beyJ[\w.-]{8,}"
+    r"|(?<![\w-])[\w-]*+\*{3,}[\w-]*"  # how providers show a key they refuse: its ends
     r"|(?<=://)[^/@\s]+@"
 )
 _NAMES: Final = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.IGNORECASE)

@@ -22,6 +22,10 @@ from workers.prompts.results import HookResult, read_result
 _log = logs.logger("prompts")
 
 _LONGEST: Final = 300
+"""Characters of an exception's words that are told."""
+
+_LOOKED_AT: Final = 16_384
+"""Characters of them in which secrets are looked for: a whole one should fit."""
 
 
 class _Leg:
@@ -114,7 +118,9 @@ def _words(error: BaseException, secrets: tuple[str, ...]) -> str:
         lines = str(error).encode(errors="backslashreplace").decode().strip().splitlines()
     except BaseException:  # noqa: BLE001 - `__str__` is user code as well, and here it runs on the transport's loop
         return ""
-    return ": " + redact(lines[0], (*secrets, *secrets_in(os.environ)))[:_LONGEST] if lines else ""
+    if not lines:
+        return ""
+    return ": " + redact(lines[0][:_LOOKED_AT], (*secrets, *secrets_in(os.environ)))[:_LONGEST]
 
 
 def _timeout(manager: Manager, overrun: Overran, limit: float) -> PromptTimeout:
