@@ -39,6 +39,9 @@ PipelineError
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Final
+
 from pipeline.errors.base import PipelineError
 from pipeline.errors.own import (
     Cancelled,
@@ -97,6 +100,7 @@ from pipeline.errors.upstream import (
 )
 
 __all__ = [
+    "OUR_CODES",
     "BacklogFull",
     "BodyTooLarge",
     "Cancelled",
@@ -148,3 +152,15 @@ __all__ = [
     "UpstreamUnavailable",
     "WorkerLost",
 ]
+
+
+def _codes(kind: type[PipelineError]) -> Iterator[str]:
+    """Yield the codes of `kind` and all below it, but for those of request errors: these are OpenAI's own names."""
+    if not issubclass(kind, RequestError):
+        yield kind.code
+        for below in kind.__subclasses__():
+            yield from _codes(below)
+
+
+OUR_CODES: Final = frozenset(_codes(PipelineError))
+"""Codes by which the gateway decides what becomes of a job: a provider's word cannot be one of them."""

@@ -19,7 +19,8 @@ PAGE: Final = 100
 BATCH_PREFIX: Final = "batch_"
 """What clients see before the name of a batch."""
 
-_AGAIN: Final = "run_again"
+_AGAIN: Final = ErrorFields(status=503, type="server_error", code="run_again", message="")
+"""Stands for no error: a provider's refusal, whose code may be anything, has a status below 500."""
 
 _ID: Final = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
 """What the server makes of an entry's id; it refuses a command with anything else, where we say: not there."""
@@ -125,12 +126,12 @@ async def replay_dead(url: str, ids: Sequence[str] | None, which: Which = ALL) -
 
 def runs_again(reply: Reply) -> bool:
     """Whether this is no answer to a line, but the word that it is to run again."""
-    return reply.error is not None and reply.error.code == _AGAIN
+    return reply.error == _AGAIN
 
 
 async def _run_again(link: Link, letter: DeadLetter) -> bool:
     """Tell the owner of its batch, where answers come too; False if there is none."""
-    word = Reply(id=letter.job_id, error=ErrorFields(status=503, type="server_error", code=_AGAIN, message=""))
+    word = Reply(id=letter.job_id, error=_AGAIN)
     batch = letter.batch.removeprefix(BATCH_PREFIX)
     if not await link.run(("EXISTS", keyspace.lease(batch))):  # a late answer may have made the stream anew
         return False

@@ -12,7 +12,7 @@ from redis import Redis
 
 from pipeline import cli, metrics
 from pipeline.commands_status import absent, duration, table
-from pipeline.job import LANES, decode_reply
+from pipeline.job import LANES, ErrorFields, Reply, decode_reply
 from pipeline.transport import deadletters, keyspace
 from pipeline.transport.overview import Overview, ServerOverview
 from pipeline.transport.registry import ProcessInfo
@@ -120,6 +120,8 @@ def test_only_lines_of_running_batches_are_replayed(
             assert client.xlen(keyspace.DEAD) == 2
     assert decode_reply(word).id == "0-ab-7-1.1"
     assert deadletters.runs_again(decode_reply(word))
+    providers = ErrorFields(status=400, type="server_error", code="run_again", message="")
+    assert not deadletters.runs_again(Reply(id="0-ab-7-1.1", error=providers)), "a word of the provider's"
 
 
 def test_status_tells_of_the_server_and_of_what_was_counted(

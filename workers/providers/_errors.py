@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from pipeline.errors import (
+    OUR_CODES,
     UpstreamAuthFailed,
     UpstreamBusy,
     UpstreamError,
@@ -138,18 +139,22 @@ def provider_error(status: int, headers: Mapping[str, str], told: Said, endpoint
 
 
 def _rejected(status: int, message: str, told: Said, endpoint: Endpoint) -> UpstreamRejected:
-    clean = {name: scrubbed(getattr(told, name) or "", endpoint.secrets)[:200] for name in ("type", "code", "param")}
-    # Logs hold the code, so it may be a name but not prose: that could quote what the client said.
+    code = _name(told.code, endpoint)
     wire = ErrorFields(
         status=status,
-        type=clean["type"] if _NAME.fullmatch(clean["type"]) else "invalid_request_error",
-        code=clean["code"] if _NAME.fullmatch(clean["code"]) else "upstream_rejected",
+        type=_name(told.type, endpoint) or "invalid_request_error",
+        code=code if code and code not in OUR_CODES else "upstream_rejected",
         message=message or f"{endpoint.prefix} refused the request with {status} and gave no reason",
-        param=clean["param"] or None,
+        param=scrubbed(told.param or "", endpoint.secrets)[:200] or None,
         stage="dispatch",
         should_retry=False,
     )
     return UpstreamRejected(wire.message, wire=wire)
+
+
+def _name(said: str, endpoint: Endpoint) -> str:
+    """Return what was said if it is a name: it goes into logs, where prose could quote what the client said."""
+    return said if _NAME.fullmatch(said) and scrubbed(said, endpoint.secrets) == said else ""
 
 
 def _unexpected(status: int, endpoint: Endpoint) -> UpstreamGarbled:

@@ -16,6 +16,7 @@ from pipeline.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from workers.batches.answers import DEAD, PASSING, TOO_LATE
 from workers.providers._dialect import Endpoint
 from workers.providers._errors import MESSAGE_LIMIT, Said, provider_error, retry_after, said, scrubbed
 
@@ -123,6 +124,17 @@ def test_a_rejections_type_and_code_are_names_and_its_param_is_scrubbed(said: st
     ).fields()
     assert (fields.type, fields.code) == ("invalid_request_error", "upstream_rejected")
     assert str(fields.param).startswith("[redacted] ")
+
+
+@pytest.mark.parametrize("code", sorted(PASSING | DEAD | {TOO_LATE}))
+def test_a_rejections_code_is_none_by_which_the_gateway_decides(code: str) -> None:
+    fields = provider_error(400, {}, Said(message="m", type=code, code=code), ENDPOINT).fields()
+    assert (fields.type, fields.code) == (code, "upstream_rejected")
+
+
+@pytest.mark.parametrize("code", ["model_not_found", "invalid_api_key", "context_length_exceeded"])
+def test_a_rejections_code_may_be_any_other_name(code: str) -> None:
+    assert provider_error(400, {}, Said(message="m", code=code), ENDPOINT).fields().code == code
 
 
 def test_a_long_message_is_cut() -> None:
