@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 TAKEN_TTL_MS: Final = 10_000
 BUDGET: Final = 256 * 2**20
 
+PIECE: Final = 16 * 2**20
+LEAST_PIECE: Final = 64 * 2**10
+"""Bytes of a body fetched at a time: fewer after each time that they did not come within Redis' time for an answer."""
+
 
 class Bodies:
     """Fetches bodies by reference; `held` bounds the bytes of them that are in use at a time."""
@@ -39,10 +43,29 @@ class Bodies:
                 await self._freed.wait()
             self._free -= size
         try:
-            yield await self.ask(("GET", reference))
+            yield await self.fetch(reference)
         finally:
             self._free += size
             self._freed.set()
+
+    async def fetch(self, reference: str) -> bytes | None:
+        """Return a body however slow the way to Redis is; None when it has expired. Asks until Redis answers."""
+        pieces, come, piece, backoff = list[bytes](), 0, PIECE, Backoff()
+        while True:
+            part: Command = ("GETRANGE", reference, come, come + piece - 1)
+            try:
+                async with self._asking:  # for a piece alone: others do not wait for all of a large one
+                    size, data = await self._link.call(("STRLEN", reference), part)
+            except TransportError:
+                piece = max(LEAST_PIECE, piece // 2)
+                await backoff.pause()
+                continue
+            if not data or isinstance(data, Exception):
+                return None
+            pieces.append(data)
+            come += len(data)
+            if come == size:
+                return b"".join(pieces)
 
     async def take(self, reference: str) -> bytes | None:
         """Fetch a body that has one reader; it goes with the next one, or soon. Asks until Redis answers."""

@@ -100,7 +100,7 @@ class LineStream:
         if not arrived.reference:
             return arrived.body
         self._references.append(arrived.reference)
-        return await self._bodies.ask(("GET", arrived.reference))
+        return await self._bodies.fetch(arrived.reference)
 
     def settle(self) -> None:
         """Let go of what was read: it is kept elsewhere. Goes along with the next read."""

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import pytest
 from fakes.configs import settings
 from fakes.pipelines import ScriptedStage, connected_client, job_for, raw_link, running_worker, spec
+from fakes.proxy import proxy_to
 from fakes.waiting import wait_until
 
 from pipeline.stage import Delivery, Done, Outcome
+from pipeline.transport import bodies as bodies_module
+from pipeline.transport import connection
 from pipeline.transport.bodies import Bodies
 from pipeline.transport.client import Answer
+from pipeline.transport.connection import Command, Link
 
 pytestmark = pytest.mark.anyio
 
@@ -34,6 +40,48 @@ async def test_bodies_over_the_budget_wait_for_those_in_use(url: str) -> None:
         async with bodies.held("expired", 6) as body:
             order.append(body)
     assert order == [b"a", b"b", None]
+
+
+async def test_a_body_that_takes_longer_than_an_answer_may_comes_in_pieces_and_holds_up_no_other(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "ANSWER_TIMEOUT", 0.2)
+    large, order = bytes(range(256)) * 2048, list[bytes | None]()
+    async with raw_link(url) as link, proxy_to(url) as proxy:
+        await link.call(("SET", "large", large, "PX", 60_000), ("SET", "small", "small", "PX", 60_000))
+        proxy.rate = 1_500_000
+        slow = Link(proxy.url, "slow")
+        bodies = Bodies(slow)
+
+        async def fetch(reference: str) -> None:
+            order.append(await bodies.fetch(reference))
+
+        async with anyio.create_task_group() as tasks:
+            with anyio.fail_after(10):
+                tasks.start_soon(fetch, "large")
+                await wait_until(lambda: proxy.connections == 1)
+                tasks.start_soon(fetch, "small")
+                await wait_until(lambda: len(order) == 2, timeout=10)
+        await slow.close()
+    assert order == [b"small", large]
+
+
+async def test_of_a_body_that_expires_while_it_is_fetched_there_is_nothing(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies_module, "PIECE", 2)
+    async with raw_link(url) as link:
+        await link.run(("SET", "torn", "whole", "PX", 10_000))
+
+        class Expiring:
+            """A link on which a body is gone after its first piece; satisfies what `Bodies` needs of one."""
+
+            async def call(self, *commands: Command) -> list[Any]:
+                replies = await link.call(*commands)
+                await link.run(("UNLINK", "torn"))
+                return replies
+
+        assert await Bodies(Expiring()).fetch("torn") is None  # type: ignore[arg-type]
 
 
 async def test_a_wait_for_a_large_answer_may_be_broken_off_and_taken_up_again(url: str) -> None:
