@@ -10,7 +10,7 @@ import msgspec
 
 from pipeline.settings import Deployment, Notice, Secret, Settings
 
-_LIMITS: Final = ("ingress", "router", "prompts", "dispatch", "transport")
+_LIMITS: Final = ("ingress", "files", "batches", "router", "prompts", "dispatch", "transport")
 _NO_LIMITS: Final = frozenset(["aliases", "environment", "accept_ignored"])
 
 

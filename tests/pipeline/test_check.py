@@ -22,7 +22,9 @@ environment_variables: {OWN: k}
 litellm_settings: {callbacks: hook.manager, request_timeout: 20}
 router_settings: {model_group_alias: {fast: gpt-4}}
 general_settings: {master_key: sk-secret-master}
-promptmill_settings: {keys: {team: sk-secret-team}, redis_url: "redis://:secret@h", lease: 9, typo: 1, prompt_slots: 64}
+promptmill_settings:
+  {keys: {team: sk-secret-team}, redis_url: "redis://:secret@h", lease: 9, typo: 1, prompt_slots: 64,
+   max_transfers: 8, batch_window: 100}
 """
 
 
@@ -46,8 +48,14 @@ def test_says_what_was_understood_and_no_secret(files):
     assert found.aliases == {"fast": "gpt-4"}
     assert [(callback.path, callback.line) for callback in found.callbacks] == [("hook.manager", 9)]
     assert found.keys == ("master", "team")
-    assert found.limits == {"router.timeout": 20.0, "transport.url": "Secret(***)", "transport.lease": 9.0}
-    assert [notice.line for notice in found.notices] == [5, 12]
+    assert found.limits == {
+        "files.max_transfers": 8,
+        "batches.batch_window": 100,
+        "router.timeout": 20.0,
+        "transport.url": "Secret(***)",
+        "transport.lease": 9.0,
+    }
+    assert [notice.line for notice in found.notices] == [5, 13]
     assert found.digest == settings.digest
     assert b"secret" not in msgspec.json.encode(found)
 
