@@ -20,6 +20,7 @@ from pipeline.transport.deadletters import (
     read_dead_body,
     replay_dead,
 )
+from pipeline.transport.keyspace import DEAD_BODY_LIMIT
 
 
 def _where(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,7 +93,7 @@ def list_(context: click.Context, stage: str, reason: str, limit: int, as_json: 
 @dead.command(short_help="Show one.")
 @click.argument("id")
 @_where
-@click.option("--body", is_flag=True, help="Print its body and nothing else; kept only with dead_letter_bodies.")
+@click.option("--body", is_flag=True, help="Print its body and nothing else; dead_letter_bodies keeps small ones.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def show(context: click.Context, id: str, body: bool, as_json: bool) -> int:  # noqa: A002 - the name users read
@@ -114,7 +115,8 @@ def show(context: click.Context, id: str, body: bool, as_json: bool) -> int:  # 
 def _show_body(url: str, entry: str) -> int:
     body = anyio.run(read_dead_body, url, entry)
     if body is None:
-        click.echo(f"no body is kept of {entry}; `dead_letter_bodies: true` keeps those of later ones", err=True)
+        kept = f"with `dead_letter_bodies: true`, those of up to {DEAD_BODY_LIMIT:,} bytes are"
+        click.echo(f"no body is kept of {entry}; {kept}", err=True)
         return 1
     click.echo(body, nl=False)
     return 0

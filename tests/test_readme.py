@@ -46,8 +46,9 @@ MANAGER = ROOT / "pipeline" / "demo" / "custom_prompt.py"
 # Files of the reader's own, and modules that are named to be avoided.
 YOURS = {"custom_prompt.py", "config.yaml", "a/b.py", "pipeline.py", "ingress.py", "workers.py"}
 
-# Never seen by a client: two bases, the end of a start, and an entry that names nobody to answer.
-NEVER_SENT = {"upstream_error", "transport_error", "configuration_error", "message_unreadable"}
+# Never seen by a client: two bases, the end of a start, an entry that names nobody to answer, and what is found once
+# the head of a download is out.
+NEVER_SENT = {"upstream_error", "transport_error", "configuration_error", "message_unreadable", "file_damaged"}
 
 OWN: dict[str, tuple[type, str]] = {
     **{name: (IngressSettings, name) for name in IngressSettings.__struct_fields__},

@@ -53,7 +53,7 @@ def _object_store() -> Any:
             raise
         raise ConfigurationError(
             "`storage` names an object store, and the package obstore is not installed",
-            hint='pip install "promptmill[objects]"',
+            hint="install the extra `objects`: pip install '.[objects]' in the checkout",
         ) from None
 
 

