@@ -9,7 +9,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from pipeline.errors import DeadlineExceeded, PipelineError, UpstreamBusy, UpstreamOverloaded, UpstreamTimeout
+from pipeline.errors import (
+    DeadlineExceeded,
+    PipelineError,
+    UpstreamBusy,
+    UpstreamOverloaded,
+    UpstreamRejected,
+    UpstreamTimeout,
+)
 from workers.providers._remaining import Remaining
 from workers.routing.allowance import Allowance, Launch
 from workers.routing.limit import Limit
@@ -62,9 +69,9 @@ class Gate:
         self._timer: asyncio.TimerHandle | None = None
         self._fires_at = 0.0
         self._seconds = 0.0
-        """Of a call, on average."""
+        """Of a call that is answered, on average."""
         self._lately = 0.0
-        """Seconds of the call that ended last."""
+        """Seconds of the one that was answered last."""
         self._given_out = 0.0
         """Until when turns are given out to calls that were put off."""
 
@@ -100,7 +107,8 @@ class Gate:
 
     def leave(self, ticket: Ticket, error: PipelineError | None = None, remaining: Remaining | None = None) -> None:
         """Take note of how a call ended and what the provider says is left, and let the next through."""
-        self._measure(self._clock() - ticket.at)
+        if error is None or isinstance(error, UpstreamRejected):  # how soon it fails says nothing of its answers
+            self._measure(self._clock() - ticket.at)
         limited = isinstance(error, UpstreamOverloaded)
         spent = self._allowance.told(ticket.launch, remaining) if remaining is not None else None
         asked = error.retry_after if error is not None else None

@@ -122,17 +122,18 @@ class Pace:
         return self.rest if unlimited and under_way + 1 <= self._ramp.few else self.wait
 
     def launch(self, seconds: float = 0.0) -> int:
-        """Count a call; the last one that ended took so many seconds (0: none has). Returns what `refused` asks for."""
+        """Count a call; the last answer took so many seconds (0: there is none). Returns what `refused` asks for."""
         now = self._clock()
         if self._resting:
             self._resume(now)
-        if now - self._next > IDLE:
+        idle = now - self._next
+        if idle > IDLE:
             self._ramp = Ramp()
         spacing = 1 / self.rate
         at = max(self._next, now - SLACK)
         self._next = (at if self.known else min(at, now)) + spacing
         self._grown += spacing
-        self._ramp.grow(seconds)
+        self._ramp.grow(seconds, idle)
         cycle = self._cycle
         cycle.accepted += 1
         if now - cycle.began > MEMORY:

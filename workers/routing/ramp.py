@@ -11,7 +11,7 @@ FIRST: Final = 25.0
 WASTED: Final = 0.008
 """Share of the calls before the first refusal that may be under way as it is heard of, where calls are quick."""
 
-FEW: Final = 0.015
+SPARE: Final = 0.015
 """Share of the calls so far that may always be under way."""
 
 SLOWEST: Final = 0.5
@@ -21,6 +21,9 @@ FASTEST: Final = 3.0
 
 LIKELY: Final = 8000
 """Calls without a refusal after which a limit is less and less likely to be met soon."""
+
+UNUSED: Final = 0.1
+"""Seconds after which a process that begins no call is not busy with those under way."""
 
 RISE: Final = 0.1
 FALL: Final = 0.3
@@ -38,32 +41,37 @@ class Ramp:
     def __init__(self) -> None:
         self.rate = FIRST
         self._made = 0
-        self._seconds = self._least = math.inf
-        """Of calls lately, and the shortest that was."""
+        self._seconds = self._own = math.inf
+        """Of calls lately, and of those that waited for nothing but the provider."""
 
     @property
     def few(self) -> float:
         """How many calls under way are so few that another may begin whatever the rate."""
-        return FEW * self._made * (1 + self._made / LIKELY)
+        return SPARE * self._made * (1 + self._made / LIKELY)
 
     @property
     def most(self) -> float:
         """
         How many calls may be under way.
 
-        More than the provider's own seconds account for only wait for this process; four times the shortest average
-        leaves room for providers that take longer for one call than for another.
+        More than the provider's own seconds account for only wait for this process; four times as many leaves room for
+        providers that take longer for one call than for another.
         """
-        return 2 + self.few + 4 * self.rate * self._least
+        return 2 + self.few + 4 * self.rate * self._own
 
-    def grow(self, seconds: float) -> None:
-        """Take note of a call; the one that ended last took so many seconds, 0 when none has."""
+    def grow(self, seconds: float, idle: float) -> None:
+        """
+        Take note of a call that might have begun so many seconds before.
+
+        The last one that was answered took `seconds`; 0 when none was.
+        """
         self._made += 1
         if not seconds:
             return
         # The first one opens a connection, and waits for much that the others do not.
         weight = RISE if seconds > self._seconds else FALL
         self._seconds = seconds if self._seconds == math.inf else self._seconds + weight * (seconds - self._seconds)
-        self._least = min(self._least, self._seconds)
+        # A process that had nothing to do is not what calls wait for: the quick ones before were answered from a cache.
+        self._own = self._seconds if idle > UNUSED else min(self._own, self._seconds)
         # Who answers slowly needs many calls under way, and mostly does not refuse slowly as well.
         self.rate += min(FASTEST, max(WASTED / self._seconds, SLOWEST * max(1.0, self._seconds)))

@@ -2,125 +2,15 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
-import math
-import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import pytest
 from fakes.limiters import Limiter, Verdict, fixed_window, sliding_log, token_bucket
+from fakes.paced_calls import Clock, Provider, Simulation, simulate, unlimited
 
-from pipeline.errors import UpstreamOverloaded
 from workers.providers._remaining import Remaining
-from workers.routing.gate import Gate, Ticket
-from workers.routing.pace import IDLE, LONGEST, UNASKED, Pace
-
-ROUND_TRIP = 0.01
-LATE = 0.003
-"""Seconds a timer is late at most."""
-EFFORT = 0.000125
-"""Seconds a process is busy with a call's beginning, and with its end: 4,000 calls a second are all it can make."""
-
-
-@dataclass
-class Clock:
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@dataclass
-class Provider:
-    """A limit, and how it is told."""
-
-    limit: Limiter
-    latency: float = 0.0
-    """Seconds of an accepted call."""
-    slow_to_refuse: bool = False
-    headers: bool = False
-    exact: bool = False
-    """It says to a fraction of a second when to ask again."""
-    say: Callable[[Verdict], Remaining] = lambda said: Remaining(said.left, said.reset)
-
-
-@dataclass
-class Figures:
-    accepted: int = 0
-    refused: int = 0
-
-    @property
-    def waste(self) -> float:
-        return self.refused / (self.accepted + self.refused)
-
-
-@dataclass
-class Process:
-    """What makes calls: a gate, and as many calls as it lets through."""
-
-    gate: Gate
-    figures: Figures = field(default_factory=Figures)
-
-
-@dataclass(order=True)
-class Answer:
-    at: float
-    number: int
-    process: Process = field(compare=False)
-    ticket: Ticket = field(compare=False)
-    said: Verdict = field(compare=False)
-
-
-class Simulation:
-    """Processes that call as fast as their gates let them; a refusal is heard of a round trip later."""
-
-    def __init__(self, provider: Provider, processes: int = 1, begin: float = 0.0, rpm: int | None = None) -> None:
-        self.clock, self._chance, self._numbers = Clock(begin), random.Random(7), itertools.count()
-        self._provider = provider
-        self.processes = [Process(Gate(self.clock, self._chance, rpm)) for _ in range(processes)]
-        self._answers: list[Answer] = []
-
-    def run(self, until: float) -> list[Figures]:
-        while True:
-            waits = [process.gate.opens() for process in self.processes]
-            at, process = self.clock.now + min(waits), self.processes[waits.index(min(waits))]
-            at += self._chance.uniform(0, LATE) if at > self.clock.now else 0.0
-            if self._answers and self._answers[0].at <= at:
-                self._hear(heapq.heappop(self._answers))
-            elif at >= until:
-                return [process.figures for process in self.processes]
-            else:
-                self.clock.now = at + EFFORT
-                self._call(process)
-
-    def _call(self, process: Process) -> None:
-        ticket = process.gate.begin()
-        said = self._provider.limit(self.clock.now + ROUND_TRIP / 2)
-        if said.accepted:
-            process.figures.accepted += 1
-        else:
-            process.figures.refused += 1
-        seconds = self._provider.latency if said.accepted or self._provider.slow_to_refuse else 0.0
-        back = self.clock.now + seconds + ROUND_TRIP * self._chance.uniform(0.7, 1.3)
-        heapq.heappush(self._answers, Answer(back, next(self._numbers), process, ticket, said))
-
-    def _hear(self, answer: Answer) -> None:
-        self.clock.now = max(self.clock.now, answer.at) + EFFORT
-        said = answer.said
-        again = said.again if self._provider.exact else said.retry_after
-        error = None if said.accepted else UpstreamOverloaded("slow down", retry_after=again)
-        answer.process.gate.leave(answer.ticket, error, self._provider.say(said) if self._provider.headers else None)
-
-
-def simulate(limiter: Limiter, seconds: float, processes: int = 1, begin: float = 0.0) -> list[Figures]:
-    return Simulation(Provider(limiter), processes, begin).run(begin + seconds)
-
-
-def unlimited(_: float) -> Verdict:
-    return Verdict(accepted=True, left=1, again=0, reset=0)
-
+from workers.routing.pace import LONGEST, UNASKED, Pace
 
 KINDS = pytest.mark.parametrize(
     "kind",
@@ -181,81 +71,6 @@ def test_a_limit_that_is_raised_is_found_within_minutes() -> None:
     (found,) = simulate(lambda now: low(now) if now < 300 else high(now), 1200)
     assert found.accepted > 600 * 5 + 2400 * 15 * 0.6
     assert found.waste < 0.02
-
-
-@pytest.mark.parametrize("limit", [60, 600, 6000])
-@pytest.mark.parametrize("kind", [fixed_window, sliding_log])
-@pytest.mark.parametrize("latency", [0.0, 1.0])
-def test_the_first_minute_wastes_little_where_refusals_are_quick(
-    kind: Callable[[int], Limiter], limit: int, latency: float
-) -> None:
-    (found,) = Simulation(Provider(kind(limit), latency)).run(59.0)
-    assert found.accepted >= 0.95 * limit
-    assert found.waste < 0.02
-
-
-SLOW = {0.02: 0.03, 0.1: 0.1, 0.2: 0.15}
-"""Seconds after which a refusal is heard of, and the share of the first window that may be under way then."""
-
-
-@pytest.mark.parametrize("latency", SLOW)
-def test_who_refuses_slowly_is_called_more_carefully(latency: float) -> None:
-    for limit in (600, 6000):
-        (found,) = Simulation(Provider(fixed_window(limit), latency, slow_to_refuse=True)).run(59.0)
-        assert found.accepted == limit
-        assert found.refused < SLOW[latency] * limit
-
-
-SECONDS = {0.0: 6, 0.1: 10, 0.5: 10, 2.0: 8}
-"""What a call takes, and when a process is to make all the calls it can; the clock's own round trip comes to it."""
-
-
-@pytest.mark.parametrize("latency", SECONDS)
-def test_without_a_limit_thousands_of_calls_a_second_are_reached_within_seconds(latency: float) -> None:
-    found = Simulation(Provider(unlimited, latency))
-    found.run(SECONDS[latency])
-    (process,) = found.processes
-    before = process.figures.accepted
-    found.run(SECONDS[latency] + 1)
-    assert process.gate.limit.in_flight > 2500 * latency
-    assert process.figures.accepted - before > 2000  # with the end of earlier calls, all that it can make
-    assert not process.gate.pace.known
-
-
-def test_a_provider_without_latency_is_called_at_full_speed_within_two_seconds() -> None:
-    clock = Clock()
-    pace = Pace(clock)
-    while pace.rate < 4000:
-        clock.now += pace.wait
-        pace.launch(0.001)
-    assert clock.now < 2
-    while pace.rate < math.inf:
-        clock.now += pace.wait
-        pace.launch(0.001)
-    assert clock.now < 3
-    clock.now += pace.wait
-    for _ in range(10):
-        pace.launch(0.001)
-    assert pace.wait == 0
-    clock.now += 2 * IDLE
-    pace.launch(0.001)
-    assert pace.rate < 300
-
-
-def test_what_waits_for_this_process_alone_is_bounded_until_a_limit_is_unlikely() -> None:
-    clock = Clock()
-    pace = Pace(clock)
-    most = {}
-    for number in range(20_001):
-        clock.now += pace.wait
-        pace.launch(0.3 if number > 500 else 0.001)  # a process that cannot do what it began
-        most[number] = pace.most
-    assert most[600] < 20
-    assert most[6000] < 0.03 * 6000
-    assert most[20_000] > 500
-    before = pace.most
-    clock.now += 5
-    assert pace.most - before == pytest.approx(5, abs=0.1)  # those under way may hang
 
 
 @pytest.mark.parametrize(("limit", "burst"), [(60, 60), (60, 10), (90, 10), (120, 5), (600, 10), (600, 1), (6000, 10)])
