@@ -117,7 +117,7 @@ def _some(facts: list[str]) -> str:
 
 
 def _labelled(label: str, values: Iterable[str]) -> list[tuple[str, str]]:
-    return [(label if first else "", value) for first, value in zip([True, *[False] * 10_000], values, strict=False)]
+    return [(label if number == 0 else "", value) for number, value in enumerate(values)]
 
 
 def _key(keys: tuple[Key, ...]) -> str:

@@ -21,7 +21,7 @@ STANDSTILL: Final = 10.0
 
 _BY_ITSELF: Final = "it goes on by itself once a line gets through, or ends with `promptmill batch cancel`"
 
-_STAGES: Final = {"resolve": "prompt q", "dispatch": "dispatch q"}
+_STAGES: Final = ("resolve", "dispatch")
 
 
 class Pace:
@@ -62,8 +62,8 @@ def headline(batch: Batch, pace: float | None) -> list[str]:
 def details(batch: Batch) -> str:
     """Return the line below the bar: where the lines are, how the provider does, what it took."""
     said = batch.promptmill or Progress()
-    waiting = [f"{label} {said.waiting[stage]:,}" for stage, label in _STAGES.items() if stage in said.waiting]
-    parts = [*waiting, f"in flight {_in_flight(said):,}"]
+    waiting = ", ".join(f"{said.waiting[stage]:,} {stage}" for stage in _STAGES if stage in said.waiting)
+    parts = [*([f"backlog {waiting}"] if waiting else []), f"in flight {_in_flight(said):,}"]
     if said.resting:
         parts.append(f"resting {said.resting:,}")
     if said.dead:

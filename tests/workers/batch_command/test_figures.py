@@ -43,7 +43,7 @@ def test_the_headline_has_what_is_done_how_fast_and_until_when() -> None:
 def test_the_details_have_where_lines_are_and_how_the_provider_does() -> None:
     said = figures.details(batch(promptmill=PROGRESS, usage=Tokens(total_tokens=1_234_567)))
     assert said == (
-        "prompt q 12 · dispatch q 1,988 · in flight 256 · resting 10 · p50 0.61s p99 2.4s · "
+        "backlog 12 resolve, 1,988 dispatch · in flight 256 · resting 10 · p50 0.61s p99 2.4s · "
         "put off by limits 23 (backing off gpt-4o-mini 4s) · 1.2M tokens"
     )
 
