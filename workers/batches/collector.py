@@ -86,7 +86,7 @@ class Collector:
         """Take note of a line's outcome, or that it has to be fed again."""
         reply, batch = answer.reply, self._request.hex
         if reply.error is not None:
-            if self._passes(line, reply, reply.error):
+            if self._try_again(line, reply, reply.error):
                 return
             if reply.error.code not in answers.PASSING:
                 self._served(line, served(reply, line.group))
@@ -110,8 +110,8 @@ class Collector:
         self._ledger.tally.answered(reply.facts.provider_ms)
         self._window.close(line.number)
 
-    def _passes(self, line: OpenLine, reply: Reply, error: ErrorFields) -> bool:
-        """Whether a line is to be fed again after this error."""
+    def _try_again(self, line: OpenLine, reply: Reply, error: ErrorFields) -> bool:
+        """Let a line rest after an error that may pass; return False for one that is the line's outcome."""
         if error.code not in answers.PASSING and error.code != answers.TOO_LATE:
             return False
         # For an earlier job of the line, as for one of a line that rests already, nobody waits any more.

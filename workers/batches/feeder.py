@@ -92,7 +92,7 @@ class Feeder:
             found = self._prepare(text, line)
             if isinstance(found, Outgoing):
                 outgoing.append(found)
-            else:
+            elif found is not None:
                 given_up.append((line, found))
         self._ledger.tally.retries += len(outgoing)
         await self._give_up(given_up)
@@ -112,9 +112,9 @@ class Feeder:
             open_line = OpenLine(line)
             window.add(open_line)
             found = self._prepare(line, open_line)
-            if not isinstance(found, Outgoing):
+            if isinstance(found, ErrorFields):
                 given_up.append((open_line, found))
-            elif not self._holds_up(found):
+            elif found is not None and not self._holds_up(found):
                 outgoing.append(found)
         await self._give_up(given_up)
         await self._admit(outgoing)
@@ -125,13 +125,16 @@ class Feeder:
         window = self._window
         return window.troubled and window.hold_up(outgoing.line, needed(outgoing.job, outgoing.line.group))
 
-    def _prepare(self, text: Line, line: OpenLine) -> Outgoing | ErrorFields:
-        """Return the next job of a line, or why it cannot run any more: when it was validated it could."""
+    def _prepare(self, text: Line, line: OpenLine) -> Outgoing | ErrorFields | None:
+        """Return the next job of a line, or why it cannot run any more, although it once could; None: not now."""
         request = self._reader.read(text)
         if isinstance(request, LineError):
             line.custom_id = name_of(text)
             if self._transport.may_lag(self._request.config, self._request.created):
-                return ConfigMismatch("the line is wrong in this configuration, and right in another").fields("feed")
+                self._ledger.tally.put_off(ConfigMismatch.code)
+                line.code = ConfigMismatch.code
+                self._window.rest(line, anyio.current_time() + LAGGING_REST)
+                return None
             return ErrorFields(status=400, type="invalid_request_error", code=request.code, message=request.message)
         line.custom_id, line.group = request.custom_id, self._reader.group(request.model)
         line.fed += 1
@@ -160,13 +163,10 @@ class Feeder:
             await anyio.sleep(REFUSED_PAUSE)
 
     async def _give_up(self, lines: Iterable[tuple[OpenLine, ErrorFields]]) -> None:
+        """Write these errors of lines, except of those that have an outcome after all."""
         outcomes = Outcomes(ERRORS)
         for line, error in lines:
             if line.number not in self._window.open:
-                continue  # its answer came after all
-            if error.code == ConfigMismatch.code:
-                self._ledger.tally.put_off(error.code)
-                self._window.rest(line, anyio.current_time() + LAGGING_REST)
                 continue
             text = answers.refused(self._request.hex, line.number, line.custom_id, error)
             outcomes.add(line.number, text, error.code)

@@ -26,6 +26,11 @@ class Rests:
     def __len__(self) -> int:
         return len(self._lines)
 
+    @property
+    def code(self) -> str | None:
+        """The error for which one of them rests, but for a limit: who has one is there, and says for how long."""
+        return next((line.code for line in self._lines.values() if line.code and not line.limited), None)
+
     def get(self, number: int) -> OpenLine | None:
         """Return a line if it rests."""
         return self._lines.get(number)

@@ -220,7 +220,9 @@ class Window:
     @property
     def paused(self) -> str | None:
         """Why nothing is fed at present but what tries whether it can be served; a code of an error."""
-        return self.outages.code if self.open.keys() <= self.outages.probes else None
+        if not self.open.keys() <= self.outages.probes:
+            return None
+        return self.outages.code or self.rests.code
 
     def _is_held_up(self, need: str) -> bool:
         return self.outages.pausing(need) or self._limited[need] >= self._share()

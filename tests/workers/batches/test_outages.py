@@ -186,6 +186,23 @@ async def test_a_line_that_fails_as_often_as_it_may_is_an_error(
     assert len([d for d in stage.seen if line_of(d.job.id) == 7]) == 3
 
 
+async def test_a_batch_whose_last_line_rests_says_why(server: Server, settings: Settings) -> None:
+    async def fail(delivery: Delivery) -> Outcome:
+        if line_of(delivery.job.id) != 3:
+            return await answer(delivery)
+        return Fail(UpstreamUnavailable("down", retry_after=60.0), Facts(model="gpt-4"))
+
+    desk = make_desk(server, settings)
+    async with working(server, settings, ScriptedStage(fail)), keeping(desk):
+        batch_id = await create(desk, lines(3))
+
+        async def says_why() -> bool:
+            progress = (await desk.store.get(batch_id, None)).record.progress
+            return (progress.resting, progress.paused) == (1, UpstreamUnavailable.code)
+
+        await wait_until(says_why, timeout=10)
+
+
 async def test_an_outage_that_uses_up_the_tries_of_its_lines_still_pauses_the_others(
     server: Server, settings: Settings
 ) -> None:
