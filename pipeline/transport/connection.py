@@ -85,9 +85,11 @@ class Link:
     redis-py's own retries are off: they repeat what may already have happened. The caller knows what is idempotent.
     """
 
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(self, url: str, name: str, patience: float = math.inf) -> None:
         self._url = url
         self._name = name
+        self._patience = patience
+        """Seconds without an answer after which it is given up; at most `ANSWER_TIMEOUT`."""
         self._sent = metrics.REDIS_COMMANDS[name.rpartition("-")[2],]
         self._connection: AbstractConnection | None = None
         self._turn = anyio.Lock(fast_acquire=True)
@@ -132,7 +134,7 @@ class Link:
 
     async def _converse(self, commands: Sequence[Command], wait: float) -> list[Any]:
         # One timer for the whole conversation: redis-py would start one per reply, and a task per send.
-        async with asyncio.timeout(ANSWER_TIMEOUT + wait):
+        async with asyncio.timeout(min(self._patience, ANSWER_TIMEOUT) + wait):
             if self._connection is not None and _is_closed(self._connection):  # while nobody used it: nothing is lost
                 self._drop()
             if self._connection is None:

@@ -130,7 +130,8 @@ class FeedTransport:
         self.consumer = consumer_name("feed")
         self._url = url
         self._settings = settings
-        self._links = {name: Link(url, f"{self.consumer}-{name}") for name in ("admit", "upkeep", "bodies")}
+        self._links = {name: Link(url, f"{self.consumer}-{name}") for name in ("admit", "bodies")}
+        self._links["upkeep"] = Link(url, f"{self.consumer}-upkeep", settings.transport.lease / 3)
         self._clock = ServerClock()
         self._admission = Admission(self._links["admit"], self.consumer, STAGES, settings.ingress, self._lost)
         self._bodies = Bodies(self._links["bodies"])

@@ -46,7 +46,9 @@ class WorkerTransport:
         self.consumer = consumer_name("-".join((*stages, *lanes) if lanes == (BATCH,) else stages))
         self._settings = settings
         self._lanes = lanes
-        self._links = {name: Link(url, f"{self.consumer}-{name}") for name in ("write", "upkeep", "cancels", "bodies")}
+        self._links = {name: Link(url, f"{self.consumer}-{name}") for name in ("write", "cancels", "bodies")}
+        # Given up in time for leases to be renewed on the next connection.
+        self._links["upkeep"] = Link(url, f"{self.consumer}-upkeep", settings.transport.lease / 3)
         self._url = url
         self._clock = ServerClock()
         self.writer = Writer(self._links["write"], self.consumer, self._clock)
@@ -126,9 +128,9 @@ class WorkerTransport:
                 return
 
     async def _keep_leases(self) -> None:
-        """Renew leases and the registration three times a lease; nothing else shares this loop's time."""
+        """Renew leases and the registration three times a lease; moves and releases share the connection, shortly."""
+        backoff = Backoff()
         while True:
-            await anyio.sleep(min(BEAT, self._settings.transport.lease / 3))
             try:
                 for stream in self._streams:
                     await stream.renew()
@@ -138,6 +140,10 @@ class WorkerTransport:
                 self._drop_unwanted()
             except TransportError as error:
                 log.warning("leases not renewed", error=str(error))
+                await backoff.pause()
+            else:
+                backoff.reset()
+                await anyio.sleep(min(BEAT, self._settings.transport.lease / 3))
 
     def _drop_unwanted(self) -> None:
         """End the work for ingress processes that are gone: nobody reads its frames, and its calls cost money."""

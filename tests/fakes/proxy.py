@@ -24,6 +24,9 @@ class Proxy:
         self.lose_answer_to = b""
         """The next request that contains these bytes is delivered, and its connection cut before the answer."""
         self.lost = 0
+        self.silent_from = b""
+        """The connection of the next request that contains these bytes passes nothing on any more, and stays open."""
+        self.silenced = 0
 
     def move_to(self, url: str) -> None:
         """Lead new connections to another server; the others stay where they are."""
@@ -54,8 +57,13 @@ class Proxy:
     async def _forth(
         self, reader: asyncio.StreamReader, up_writer: asyncio.StreamWriter, back: asyncio.Task[None]
     ) -> None:
+        silent = False
         while data := await reader.read(2**20):
-            if self.black_hole:
+            if self.silent_from and self.silent_from in data:
+                self.silent_from = b""
+                self.silenced += 1
+                silent = True
+            if self.black_hole or silent:
                 continue
             if self.lose_answer_to and self.lose_answer_to in data:
                 self.lose_answer_to = b""
