@@ -66,4 +66,5 @@ recording: setup ## Record `promptmill batch run` in a terminal, for docs/batche
 	PYTHONPATH=tests $(BIN)/python -m recording
 
 clean: ## Remove what the tools leave behind, and the environment
-	rm -rf $(VENV) .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist
+	rm -rf $(VENV) .venvs .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .import_linter_cache \
+		.hypothesis dist benchmarks/results chaos.json chaos.md

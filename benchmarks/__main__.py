@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import platform
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -31,12 +30,8 @@ ROLES = ("ingress", "resolve", "dispatch", "server")
 def main() -> int:
     """Measure and print; returns the exit status."""
     options = _options()
-    if missing := rig.missing_packages():
-        print(
-            f"The benchmark needs Debian packages that are not here: apt-get install {' '.join(missing)}",
-            file=sys.stderr,
-        )
-        return 2
+    for name in rig.PACKAGES:
+        rig.program(name)
     rows: list[dict[str, Any]] = []
     connections = [int(c) for c in options.connections.split(",")]
     with tempfile.TemporaryDirectory(prefix="promptmill-bench-") as name:

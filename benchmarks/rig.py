@@ -21,6 +21,7 @@ from pipeline.settings import TransportSettings
 from pipeline.transport import embedded
 
 PACKAGES: Final = {"nginx": "nginx-light", "wrk": "wrk"}
+"""Programs that benchmarks need, and Debian's packages that have them."""
 
 COMPLETION: Final = {
     "id": "chatcmpl-1",
@@ -75,10 +76,13 @@ manager = Manager()
 """
 
 
-def missing_packages() -> list[str]:
-    """Return the Debian packages that are not installed and must be."""
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
-    return [package for command, package in PACKAGES.items() if shutil.which(command, path=path) is None]
+def program(name: str) -> str:
+    """Return where a program is, or end the benchmark with status 2 and say which Debian package has it."""
+    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+    if found is None:
+        print(f"This benchmark needs {name}: apt-get install {PACKAGES[name]}", file=sys.stderr)
+        raise SystemExit(2)
+    return found
 
 
 def free_port() -> int:
@@ -124,6 +128,7 @@ def wait_for(url: str, seconds: float = 30.0) -> None:
 @contextmanager
 def upstream(directory: Path) -> Iterator[str]:
     """Run nginx with fixed answers and yield its URL."""
+    nginx = program("nginx")
     port = free_port()
     chunk = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-4"}
     events = "".join(
@@ -133,7 +138,6 @@ def upstream(directory: Path) -> Iterator[str]:
     text = (events + "data: [DONE]\n\n").replace('"', '\\"').replace("\n", "\\n")
     config = directory / "nginx.conf"
     config.write_text(NGINX.format(directory=directory, port=port, completion=json.dumps(COMPLETION), events=text))
-    nginx = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin") or "nginx"
     with process([nginx, "-c", str(config), "-p", str(directory)], directory):
         wait_for(f"http://127.0.0.1:{port}/v1/")
         yield f"http://127.0.0.1:{port}"
