@@ -54,6 +54,7 @@ _FILES: Final[Converters] = {
 }
 _BATCHES: Final[Converters] = {
     "batch_window": _COUNT,
+    "batch_window_bytes": size,
     "batch_line_timeout": seconds,
     "batch_line_tries": _COUNT,
     "batch_retention": seconds,

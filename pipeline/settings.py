@@ -175,6 +175,8 @@ class BatchSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     batch_window: int = 8000
     """Lines of all batches that are under way at a time; raise it for slow providers with much capacity."""
+    batch_window_bytes: int = 64 * 2**20
+    """Bytes of those lines: their bodies are in Redis meanwhile; raise it for long ones."""
     batch_line_timeout: float = 600.0
     """How long one try of a line may take; raise it for long reasoning models."""
     batch_line_tries: int | None = None

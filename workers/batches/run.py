@@ -102,8 +102,7 @@ class BatchRun:
             await self._process(Verified(blob, file.sha256) if unread else blob, parts, share)
 
     async def _process(self, blob: Blob, parts: Parts, share: Callable[[], int]) -> None:
-        limits = self._desk.settings.batches
-        window = Window(limits.batch_line_timeout, limits.batch_window, share)
+        window = Window(self._desk.settings.batches, share)
         stream = self._desk.transport.line_stream(self._request.hex)
         self._desk.transport.on_lost[self._request.id] = window.lose
         ended: Exception | None = None

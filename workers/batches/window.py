@@ -12,13 +12,11 @@ import anyio
 
 from pipeline.errors import UpstreamOverloaded
 from pipeline.job import ErrorFields
+from pipeline.settings import BatchSettings
 from workers.batches.aside import Aside
 from workers.batches.lines import OpenLine, line_of
 from workers.batches.outages import Outages
 from workers.batches.rests import Rests
-
-OPEN_BYTES: Final = 64 * 2**20
-"""Bytes of lines of all batches that are under way, shared as the window is: their bodies are in Redis meanwhile."""
 
 RESTING: Final = 8
 """How many lines of a batch may rest, times its share of the window: 450 bytes each, and nothing in Redis."""
@@ -35,18 +33,17 @@ LONGEST_REST: Final = 300.0
 
 class Window:
     """
-    Lines under way by number, and those that rest. `share` says how many of `all_lines` may be under way.
+    Lines under way by number, and those that rest. `share` says how many of those of all batches may be under way.
 
     Times are seconds by the event loop's clock.
     """
 
-    def __init__(self, line_timeout: float, all_lines: int, share: Callable[[], int]) -> None:
+    def __init__(self, limits: BatchSettings, share: Callable[[], int]) -> None:
         self.open: dict[int, OpenLine] = {}
         self.rests = Rests()
         self.aside = Aside()
         self.outages = Outages()
-        self._timeout = line_timeout
-        self._all_lines = all_lines
+        self._limits = limits
         self._share = share
         self._size = 0
         self._next_doubt = 0.0
@@ -81,7 +78,7 @@ class Window:
     @property
     def room_in_bytes(self) -> int:
         """How many more bytes of lines may be under way."""
-        return OPEN_BYTES * self._share() // self._all_lines - self._size
+        return self._limits.batch_window_bytes * self._share() // self._limits.batch_window - self._size
 
     def add(self, line: OpenLine) -> None:
         """Have a line under way."""
@@ -90,7 +87,7 @@ class Window:
 
     def inherit(self, line: OpenLine, now: float) -> None:
         """Have a line under way that an earlier owner may have fed: its answer may be on its way."""
-        line.wake = now + self._timeout
+        line.wake = now + self._limits.batch_line_timeout
         self._inherited.add(line.number)
         self.add(line)
         self.doubt()
@@ -109,7 +106,8 @@ class Window:
     def under_way(self, line: OpenLine, job: str, now: float) -> None:
         """A line has this job from now on."""
         self._inherited.discard(line.number)
-        line.job, line.wake, line.admission = job, now + self._timeout + ANSWER_LATE, 0
+        line.job, line.admission = job, 0
+        line.wake = now + self._limits.batch_line_timeout + ANSWER_LATE
 
     def doubt(self) -> None:
         """Jobs may not be there any more."""

@@ -6,8 +6,8 @@ import anyio.lowlevel
 import pytest
 
 from pipeline.errors import UpstreamOverloaded, UpstreamUnavailable
+from pipeline.settings import BatchSettings
 from pipeline.stores.lines import Line
-from workers.batches import window as window_module
 from workers.batches.input import Input
 from workers.batches.lines import OpenLine
 from workers.batches.outages import LONG_RUN
@@ -35,11 +35,8 @@ class Store:
         return self._contents[offset : offset + length]
 
 
-def test_lines_that_waited_for_an_outage_come_again_no_more_at_a_time_than_there_is_room_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(window_module, "OPEN_BYTES", 4000)
-    window = Window(600.0, 200, lambda: 100)
+def test_lines_that_waited_for_an_outage_come_again_no_more_at_a_time_than_there_is_room_for() -> None:
+    window = Window(BatchSettings(batch_window=200, batch_window_bytes=4000), lambda: 100)
     for number in range(LONG_RUN):
         line = OpenLine(Line(number, 0, 500, b""))
         window.add(line)
@@ -55,7 +52,7 @@ def test_lines_that_waited_for_an_outage_come_again_no_more_at_a_time_than_there
 
 
 def test_lines_that_met_a_limit_trouble_others_until_the_last_of_them_has_its_outcome() -> None:
-    window = Window(600.0, 200, lambda: 100)
+    window = Window(BatchSettings(batch_window=200), lambda: 100)
     lines = [OpenLine(Line(number, 0, 500, b"")) for number in range(2)]
     for line in lines:
         window.add(line)
@@ -68,7 +65,7 @@ def test_lines_that_met_a_limit_trouble_others_until_the_last_of_them_has_its_ou
 
 
 def test_a_line_whose_job_is_there_is_not_fed_again_for_a_second_one_that_is_there_too() -> None:
-    window = Window(600.0, 200, lambda: 100)
+    window = Window(BatchSettings(batch_window=200), lambda: 100)
     lines = [OpenLine(Line(number, 0, 500, b"")) for number in (1, 2)]
     for line in lines:
         window.add(line)
