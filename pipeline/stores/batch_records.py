@@ -29,7 +29,7 @@ class BatchOrder(msgspec.Struct, frozen=True):
     """Model names or wildcards the key may use; empty: all."""
     metadata: dict[str, str] | None = None
     output_expires_after: int | None = None
-    """Seconds the output files are kept; None: for ever."""
+    """Seconds the output files are kept; None: as long as other output files."""
     config: str = ""
     """Digest of the configuration it is made under."""
 
