@@ -97,6 +97,8 @@ class Registry:
 
     async def beat(self) -> None:
         """Renew the registration and look who else is there. Raises TransportUnavailable."""
+        metrics.TASKS.set(len(asyncio.all_tasks()))
+        samples = await metrics.snapshot_in_turns()
         now, me = self._clock.now(), self._process.consumer
         registered = msgspec.structs.replace(
             self._process,
@@ -105,8 +107,7 @@ class Registry:
             deployments=self.resting.deployments(),
         )
         self._process = registered
-        metrics.TASKS.set(len(asyncio.all_tasks()))
-        words = (msgspec.msgpack.encode(registered), metrics.snapshot())
+        words = (msgspec.msgpack.encode(registered), samples)
         names = await self._link.run(
             REGISTER([keyspace.up(me), keyspace.CONSUMERS], me, now, keyspace.UP_TTL_MS, *words)
         )

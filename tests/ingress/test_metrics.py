@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import anyio
+import anyio.lowlevel
 import msgspec
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline import metrics
@@ -24,6 +27,26 @@ def test_samples_keep_their_process_and_values() -> None:
     assert any(s.name.endswith("_bucket") and s.labels["le"] == "+Inf" for s in seconds.samples)
     assert "process_cpu_seconds" in families
     assert "_created" not in text
+
+
+@pytest.mark.anyio
+async def test_a_long_snapshot_lets_others_have_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns, over = 0, False
+
+    async def others() -> None:
+        nonlocal turns
+        while not over:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(metrics, "TURN", 0.0)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(others)
+        samples = await metrics.snapshot_in_turns()
+        over = True
+    assert turns > 10
+    names = [[family.name for family in metrics._decode(found)] for found in (samples, metrics.snapshot())]
+    assert names[0] == names[1]
 
 
 def test_a_family_that_two_releases_type_differently_is_shown_once() -> None:
