@@ -74,6 +74,12 @@ BATCH_PACE: Final = _gauges("batch_pace", "Batch calls a second; +Inf while no l
 BATCH_LIMIT: Final = _gauges("batch_limit", "Batch calls a process may have in flight.", "deployment")
 BATCH_REST_SECONDS: Final = _gauges("batch_rest_seconds", "Seconds a deployment rests for batches.", "deployment")
 BATCH_ROOM: Final = _gauges("batch_room", "Batch jobs a stage may hold in this process.", "stage")
+BATCHES: Final = _counters("batches", "Batches that ended, by their last status.", "status")
+BATCHES_IN_HAND: Final = _gauges("batches_in_hand", "Batches a feed process owns, by status.", "status")
+BATCHES_UNFINISHED: Final = Gauge(
+    "promptmill_batches_unfinished", "Batches that have not ended, as a feed process sees them.", registry=registry
+)
+BATCH_LINES: Final = _counters("batch_lines", "Lines of batches that got their outcome.", "outcome")
 TOKENS: Final = _counters("tokens", "Tokens as the providers count them.", "deployment", "kind")
 TASKS: Final = Gauge("promptmill_tasks", "Tasks of the process's event loop.", registry=registry)
 REDIS_COMMANDS: Final = _counters("redis_commands", "Commands sent to Redis, by what they were sent for.", "purpose")

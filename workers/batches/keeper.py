@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import anyio
 from anyio.abc import TaskGroup
 
-from pipeline import logs
+from pipeline import logs, metrics
 from pipeline.errors import ConfigMismatch, StorageFull, StorageUnavailable, TransportError
 from pipeline.stores.batch_records import hex_of
 from pipeline.stores.files import SWEEP_EVERY
@@ -26,6 +26,9 @@ EXTRA_PLACES: Final = 16
 
 LEAST_SHARE: Final = 8
 """Lines a batch may have open, however many others there are."""
+
+IN_HAND: Final = ("validating", "in_progress", "paused", "finalizing")
+"""How far a batch in hand may be, as metrics tell it."""
 
 REST: Final = 10.0
 """Seconds a batch rests that we failed with, or that made place for another."""
@@ -46,6 +49,7 @@ class Keeper:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._places: dict[str, Place] = {}
+        self._runs: dict[str, BatchRun] = {}
         self._at_work: dict[str, str] = {}
         """Batches that any process has begun, with the key each belongs to."""
         self._shares: dict[str, int] = {}
@@ -81,6 +85,7 @@ class Keeper:
         self._at_work = {batch.id: batch.owner for batch, stand in found.items() if stand.begun}
         self._resting = {name: end for name, end in self._resting.items() if end > anyio.current_time()}
         self._divide()
+        self._tell(len(found))
         ending = {batch.id for batch, stand in found.items() if stand.ending or now >= batch.expires}
         for batch in found:
             if batch.id in ending and len(self._places) < PLACES + EXTRA_PLACES:
@@ -143,6 +148,7 @@ class Keeper:
             self._rest(name)
         finally:
             del self._places[name]
+            self._runs.pop(name, None)
             self._divide()
             with anyio.move_on_after(2, shield=True):
                 await self._desk.transport.release(hex_of(name))
@@ -157,8 +163,9 @@ class Keeper:
             await put_away(desk, now)
         elif number := await desk.store.claim(now):
             log.info("batch taken", batch=name, owner=number, status=now.record.status)
+            self._runs[name] = run = BatchRun(desk, now, number)
             try:
-                await BatchRun(desk, now, number).run(lambda: self._shares[name])
+                await run.run(lambda: self._shares[name])
             except Superseded:
                 if await desk.store.is_away(name):  # maybe before we began parts, or had the answers kept for longer
                     await desk.transport.drop_answers(hex_of(name))
@@ -168,6 +175,13 @@ class Keeper:
     def _rest(self, name: str) -> None:
         """Leave a batch to other processes for a while."""
         self._resting[name] = anyio.current_time() + REST
+
+    def _tell(self, unfinished: int) -> None:
+        """Tell the metrics how many batches there are, and how far those in hand."""
+        metrics.BATCHES_UNFINISHED.set(unfinished)
+        counts = Counter(run.status for run in self._runs.values())
+        for status in IN_HAND:
+            metrics.BATCHES_IN_HAND[status,].set(counts[status])
 
     def _divide(self) -> None:
         """Share the window out: in equal parts to keys, and then to their batches, those of other processes too."""

@@ -8,12 +8,12 @@ from typing import Any, Final, TypeVar
 import anyio
 import msgspec
 
-from pipeline import failpoints, logs
+from pipeline import failpoints, logs, metrics
 from pipeline.errors import StorageFull
 from pipeline.stores.batch_progress import Progress
 from pipeline.stores.batch_records import BatchRequest, Record, Usage
 from pipeline.stores.batches import BatchStore
-from workers.batches.parts import Done, Parts
+from workers.batches.parts import ERRORS, Done, Parts
 from workers.batches.tally import Tally
 
 FULL_PAUSE: Final = 1.0
@@ -46,6 +46,7 @@ class Outcomes:
         """They are written, and others may follow."""
         for number, failure in self._lines:
             done.add(number, failure)
+        metrics.BATCH_LINES["failed" if self.kind == ERRORS else "answered",].inc(len(self._lines))
         done.usage.add(self.usage)
         self.data.clear()
         self._lines.clear()

@@ -10,7 +10,7 @@ from typing import Any, Final
 import anyio
 import msgspec
 
-from pipeline import failpoints, logs
+from pipeline import failpoints, logs, metrics
 from pipeline.batch_validation import Validation
 from pipeline.catalog import Catalog, allows
 from pipeline.errors import ConfigMismatch, FileDamaged, NotFound, PipelineError, TransportError
@@ -68,6 +68,12 @@ class BatchRun:
         self._ended_by = ""
         self._collector: Collector | None = None
 
+    @property
+    def status(self) -> str:
+        """How far the batch is; `paused` while it is in progress and all that is left waits for a later try."""
+        record = self._ledger.record
+        return "paused" if record.status == "in_progress" and record.progress.paused else record.status
+
     async def run(self, share: Callable[[], int]) -> None:
         """
         Bring the batch to its end, with `share()` lines open at most.
@@ -91,6 +97,7 @@ class BatchRun:
         cancelled = await self._desk.store.cancelled(request.id)  # maybe since we looked for the last time
         state = BatchState(request=request, record=record, claims=self._owner, cancelled=cancelled)
         await put_away(self._desk, state)
+        metrics.BATCHES[record.status,].inc()
         counts = {"total": record.total, "completed": record.completed, "failed": record.failed}
         log.info("batch done", batch=request.id, tenant=request.owner, status=record.status, **counts)
 

@@ -11,9 +11,10 @@ from fakes.pipelines import ScriptedStage
 from fakes.servers import Server
 from fakes.waiting import wait_until
 
-from pipeline.errors import StorageFull, StorageUnavailable
+from pipeline import metrics
+from pipeline.errors import InvalidRequest, StorageFull, StorageUnavailable
 from pipeline.settings import BatchSettings, Settings
-from pipeline.stage import Delivery, Outcome
+from pipeline.stage import Delivery, Fail, Outcome
 from pipeline.stores.batch_records import BatchOrder
 from pipeline.stores.batches import WINDOW, BatchStore, Stand
 from pipeline.stores.headings import Heading
@@ -72,6 +73,31 @@ async def test_a_look_that_fails_is_followed_by_others(server: Server, settings:
     store = Refusing(desk.store.blobs)
     async with keeping(msgspec.structs.replace(desk, store=store)):
         await wait_until(lambda: store.looks > 1)
+
+
+async def test_metrics_tell_how_far_batches_are(server: Server, settings: Settings) -> None:
+    gate, before = anyio.Event(), counted()
+
+    async def refuse_the_first(delivery: Delivery) -> Outcome:
+        await gate.wait()
+        return Fail(InvalidRequest("no")) if delivery.job.id.endswith("-1-1.1") else await answer(delivery)
+
+    desk = make_desk(server, settings)
+    async with working(server, settings, ScriptedStage(refuse_the_first)), keeping(desk):
+        batch = await create(desk, lines(3))
+        await wait_until(lambda: metrics.BATCHES_IN_HAND["in_progress",]._value.get() == 1)
+        assert metrics.BATCHES_UNFINISHED._value.get() == 1
+        gate.set()
+        await ended(desk, batch)
+        await wait_until(lambda: metrics.BATCHES_UNFINISHED._value.get() == 0)
+        assert [metrics.BATCHES_IN_HAND[status,]._value.get() for status in keeper.IN_HAND] == [0, 0, 0, 0]
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [1, 2, 1]
+
+
+def counted() -> list[float]:
+    """Return how many batches were completed, and how many lines answered, and failed."""
+    children = metrics.BATCHES["completed",], metrics.BATCH_LINES["answered",], metrics.BATCH_LINES["failed",]
+    return [child._value.get() for child in children]
 
 
 async def test_the_window_is_shared_by_keys_and_then_by_batches(server: Server, settings: Settings) -> None:
