@@ -6,12 +6,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Final
-from urllib.parse import parse_qsl
 
 import anyio
 import msgspec
 
 from ingress.exchange import Exchange
+from ingress.queries import query_of
 from pipeline.batch_requests import Judge
 from pipeline.batch_validation import MOST_ERRORS, Validation
 from pipeline.errors import BacklogFull, InvalidBatchFile
@@ -36,9 +36,8 @@ _decode_url: Final = msgspec.json.Decoder(_Url).decode
 
 @contextmanager
 def validation(exchange: Exchange) -> Iterator[UploadCheck | None]:
-    """Return what looks at an upload, if its client asked for it in the query or a header. Raises BacklogFull."""
-    query = parse_qsl(exchange.scope["query_string"].decode("latin-1"))
-    if ("validate", "1") not in query and exchange.header(b"x-promptmill-validate") != "1":
+    """Return what looks at an upload, if its query or a header asks for it. Raises BacklogFull and InvalidRequest."""
+    if query_of(exchange).get("validate") != "1" and exchange.header(b"x-promptmill-validate") != "1":
         yield None
         return
     edge = exchange.edge

@@ -7,13 +7,12 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from ingress.body import announced_size, read_body
-from ingress.endpoints.files import EXPIRY
 from ingress.exchange import Exchange, route
 from ingress.queries import query_of, whole_number
 from pipeline.errors import InvalidRequest
 from pipeline.intake import BATCHED
 from pipeline.stores.batch_records import BatchOrder, BatchState, Record, Usage
-from pipeline.stores.files import Viewer
+from pipeline.stores.files import EXPIRY, Viewer
 
 WINDOW: Final = "24h"
 MOST_LISTED: Final = 100
@@ -33,7 +32,7 @@ class ExpiresAfter(msgspec.Struct, frozen=True):
     seconds: int
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class NewBatch(msgspec.Struct, frozen=True):
     """A new batch as its client asks for it."""
 
     input_file_id: Word
@@ -43,7 +42,7 @@ class Wanted(msgspec.Struct, frozen=True):
     output_expires_after: ExpiresAfter | None = None
 
 
-_decode: Final = msgspec.json.Decoder(Wanted).decode
+_decode: Final = msgspec.json.Decoder(NewBatch).decode
 
 
 async def create(exchange: Exchange) -> None:
@@ -143,7 +142,7 @@ def _usage(record: Record) -> dict[str, Any]:
     }
 
 
-async def _read(exchange: Exchange) -> Wanted:
+async def _read(exchange: Exchange) -> NewBatch:
     announced_size(exchange)
     body = await read_body(exchange)
     exchange.edge.permits.release(len(body))

@@ -15,14 +15,11 @@ from ingress.validate import UploadCheck, validation
 from pipeline import metrics
 from pipeline.errors import BodyTooLarge, FileInUse, InvalidBatchFile, InvalidRequest, RangeNotSatisfiable
 from pipeline.stores.blobs import Blob
-from pipeline.stores.files import FileRecord, Listing, Upload, Wanted
+from pipeline.stores.files import EXPIRY, FileRecord, Listing, Upload, Wanted
 from pipeline.stores.verified import Verified
 
 PURPOSES: Final = ("batch", "user_data")
 """What files are good for here; OpenAI's others belong to services that are not."""
-
-EXPIRY: Final = range(3600, 2_592_000 + 1)
-"""Seconds a client may ask for."""
 
 MOST_LISTED: Final = 10_000
 

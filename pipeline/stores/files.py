@@ -22,6 +22,9 @@ from pipeline.stores.blobs import Blob, Blobs, BlobWriter, Written, no_such_file
 BATCH_EXPIRY: Final = 30 * 86400
 """Seconds after which a batch's input or output expires if its client did not say; OpenAI's default."""
 
+EXPIRY: Final = range(3600, BATCH_EXPIRY + 1)
+"""Seconds a client may ask for."""
+
 SWEEP_EVERY: Final = 600.0
 """Seconds between two sweeps of a process."""
 

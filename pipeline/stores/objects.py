@@ -16,7 +16,7 @@ from pipeline import logs
 from pipeline.errors import NoSuchFile, StorageFull, StorageUnavailable
 from pipeline.stores.blobs import NAME, Blob, BlobWriter, Growing, Intake, Written, checked
 from pipeline.stores.object_calls import asking, finding
-from pipeline.stores.object_parts import open_parts, parts_of
+from pipeline.stores.object_pieces import open_pieces, pieces_of
 from pipeline.stores.together import together
 
 if TYPE_CHECKING:
@@ -74,13 +74,13 @@ class ObjectBlobs:
     @asynccontextmanager
     async def grow(self, name: str) -> AsyncIterator[Growing]:
         """Open a run of objects. Raises StorageUnavailable."""
-        yield await open_parts(self._store, self._run(name))
+        yield await open_pieces(self._store, self._run(name))
 
     async def discard(self, name: str) -> None:
         """Delete a run of objects. Raises StorageUnavailable."""
-        found = await parts_of(self._store, self._run(name))
+        found = await pieces_of(self._store, self._run(name))
         with asking():
-            await obstore.delete_async(self._store, [part.key for part in found])
+            await obstore.delete_async(self._store, [piece.key for piece in found])
 
     async def create(self, name: str, data: bytes) -> bool:
         """Put an object where there is none: the store lets one of several succeed. Raises StorageFull."""

@@ -53,7 +53,7 @@ class _Waiting:
 
 
 class Admission:
-    """The ingress process's one way onto the stage streams."""
+    """A process's one way onto the stage streams: that of requests at an ingress, and of lines at a feed."""
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from fakes.upstream import Answer, Received, ScriptedUpstream, completion, raw, 
 from fakes.waiting import wait_until
 
 from pipeline.startup import embedded_url
-from pipeline.stores import object_parts
+from pipeline.stores import object_pieces
 from pipeline.stores.object_store import connect, prove
 from pipeline.stores.objects import ObjectBlobs
 from pipeline.transport import keyspace
@@ -52,7 +52,7 @@ def options(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 async def test_of_every_place(options: dict[str, str], case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_parts, "PAUSE", 0.0)
+    monkeypatch.setattr(object_pieces, "PAUSE", 0.0)
     await case(ObjectBlobs(connect(f"s3://bucket/{case.__name__}", options), "blobs"))
 
 

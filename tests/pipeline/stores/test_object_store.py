@@ -13,7 +13,7 @@ from fakes.object_servers import BUCKET, SECRET, VARIABLES, ObjectServer, run_ob
 
 from pipeline.errors import ConfigurationError, StorageFull, StorageUnavailable
 from pipeline.settings import Secret, Settings, StorageSettings
-from pipeline.stores import object_parts, object_store
+from pipeline.stores import object_pieces, object_store
 from pipeline.stores.blobs import PIECE, Blobs
 from pipeline.stores.local import LocalBlobs
 from pipeline.stores.places import open_places, prove
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
     monkeypatch.setattr(object_store, "RETRIES", {"max_retries": 0})
-    monkeypatch.setattr(object_parts, "PAUSE", 0.0)
+    monkeypatch.setattr(object_pieces, "PAUSE", 0.0)
     with run_object_server() as running:
         yield running
 
@@ -203,14 +203,14 @@ async def test_a_run_ends_before_an_object_that_is_missing(server: ObjectServer,
 
 
 async def test_small_appends_are_spread_and_large_ones_are_not(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_parts, "PAUSE", 0.1)
+    monkeypatch.setattr(object_pieces, "PAUSE", 0.1)
     async with blobs.grow("some") as growing:
         begun = anyio.current_time()
         for _ in range(3):
             await growing.append(b"x")
         assert anyio.current_time() - begun >= 0.2
-        monkeypatch.setattr(object_parts, "SMALL", 1)
-        monkeypatch.setattr(object_parts, "PAUSE", 60.0)
+        monkeypatch.setattr(object_pieces, "SMALL", 1)
+        monkeypatch.setattr(object_pieces, "PAUSE", 60.0)
         with anyio.fail_after(5):
             for _ in range(3):
                 await growing.append(b"x")

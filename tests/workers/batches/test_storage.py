@@ -17,7 +17,7 @@ from structlog.testing import CapturingLogger
 
 from pipeline.settings import Settings
 from pipeline.stage import Delivery, Outcome
-from pipeline.stores import object_parts, object_store
+from pipeline.stores import object_pieces, object_store
 from pipeline.stores.places import Places
 from workers.batches import keeper
 from workers.batches.lines import line_of
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 @pytest.fixture
 def objects(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
     monkeypatch.setattr(object_store, "RETRIES", {"max_retries": 0})
-    monkeypatch.setattr(object_parts, "PAUSE", 0.0)  # for a window of 20 lines
+    monkeypatch.setattr(object_pieces, "PAUSE", 0.0)  # for a window of 20 lines
     monkeypatch.setattr(keeper, "REST", 0.1)
     with run_object_server() as running:
         yield running

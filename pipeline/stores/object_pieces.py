@@ -22,25 +22,25 @@ PAUSE: Final = 0.2
 SMALL: Final = 256 * 1024
 
 
-class Part(NamedTuple):
+class Piece(NamedTuple):
     """An object of a run. Once it is there it does not change."""
 
     key: str
     size: int
 
 
-class ObjectParts:
+class ObjectPieces:
     """
     An open run. Only one process appends to it, and it never goes on after a call of which it does not know the end.
 
     So an object that arrives late, after somebody else has read the run, is the last one, and follows what was read.
     """
 
-    def __init__(self, store: ObjectStore, run: str, parts: list[Part]) -> None:
+    def __init__(self, store: ObjectStore, run: str, pieces: list[Piece]) -> None:
         self._store = store
         self._run = run
-        self._parts = parts
-        self._ends = list(accumulate(part.size for part in parts))
+        self._pieces = pieces
+        self._ends = list(accumulate(piece.size for piece in pieces))
         self._doubtful: bytes | None = None
         self._next = 0.0
 
@@ -55,44 +55,44 @@ class ObjectParts:
             raise StorageUnavailable("an earlier append has an unknown end; the blob is to be opened anew")
         if len(data) < SMALL:
             await anyio.sleep_until(self._next)
-        part = Part(_key(self._run, len(self._parts)), len(data))
+        piece = Piece(_key(self._run, len(self._pieces)), len(data))
         self._doubtful = data
         with anyio.CancelScope(shield=True), asking():
-            await obstore.put_async(self._store, part.key, data, use_multipart=False)
+            await obstore.put_async(self._store, piece.key, data, use_multipart=False)
         self._doubtful = None
         self._next = anyio.current_time() + PAUSE
-        self._parts.append(part)
-        self._ends.append(self.size + part.size)
+        self._pieces.append(piece)
+        self._ends.append(self.size + piece.size)
 
     async def read(self, offset: int, length: int) -> bytes:
         """Return bytes, from as many objects as they are in."""
         end = min(offset + length, self.size)
-        pieces, at = [], bisect_right(self._ends, offset)
+        ranges, at = [], bisect_right(self._ends, offset)
         while offset < end:
-            part, begin = self._parts[at], self._ends[at] - self._parts[at].size
+            piece, begin = self._pieces[at], self._ends[at] - self._pieces[at].size
             stop = min(end, self._ends[at])
-            pieces.append((part.key, offset - begin, stop - begin))
+            ranges.append((piece.key, offset - begin, stop - begin))
             offset, at = stop, at + 1
-        return b"".join(await together(self._fetch, pieces))
+        return b"".join(await together(self._fetch, ranges))
 
-    async def _fetch(self, piece: tuple[str, int, int]) -> bytes:
-        key, begin, end = piece
+    async def _fetch(self, place: tuple[str, int, int]) -> bytes:
+        key, begin, end = place
         with finding():
             return bytes(await obstore.get_range_async(self._store, key, start=begin, end=end))
 
 
-async def open_parts(store: ObjectStore, run: str) -> ObjectParts:
+async def open_pieces(store: ObjectStore, run: str) -> ObjectPieces:
     """Return a run as it is now, up to the first object that is missing. Raises StorageUnavailable."""
-    found = await parts_of(store, run)
+    found = await pieces_of(store, run)
     whole = takewhile(lambda numbered: numbered[1].key == _key(run, numbered[0]), enumerate(found))
-    return ObjectParts(store, run, [part for _, part in whole])
+    return ObjectPieces(store, run, [piece for _, piece in whole])
 
 
-async def parts_of(store: ObjectStore, run: str) -> list[Part]:
+async def pieces_of(store: ObjectStore, run: str) -> list[Piece]:
     """Return the objects of a run in order. Raises StorageUnavailable."""
     with asking():
         listed = await obstore.list(store, run).collect_async()
-    return sorted(Part(found["path"], found["size"]) for found in listed)
+    return sorted(Piece(found["path"], found["size"]) for found in listed)
 
 
 def _key(run: str, number: int) -> str:
