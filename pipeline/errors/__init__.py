@@ -20,7 +20,9 @@ PipelineError
 │  ├─ UpstreamResting      429   every deployment rests, so none was asked (an UpstreamOverloaded)
 │  ├─ UpstreamBusy         503   (an UpstreamUnavailable: the provider's own 503 or 529)
 │  ├─ UpstreamCut          502   (an UpstreamGarbled: its connection was lost in the middle)
+│  ├─ UpstreamNotApi       502   (an UpstreamGarbled: a redirect or a page, something else than the API)
 │  ├─ UpstreamAuthFailed   502   the deployment's key was refused: ours, so never a 401 to the client
+│  ├─ UpstreamForbidden    502   the provider's 403: about the key, or about the request
 │  └─ ModelDisabled        503   the deployment's key is not set
 ├─ ConfigMismatch          503   this worker's configuration does not know the job's model
 ├─ DeadlineExceeded        504, never retried
@@ -91,7 +93,9 @@ from pipeline.errors.upstream import (
     UpstreamBusy,
     UpstreamCut,
     UpstreamError,
+    UpstreamForbidden,
     UpstreamGarbled,
+    UpstreamNotApi,
     UpstreamOverloaded,
     UpstreamRejected,
     UpstreamResting,
@@ -144,7 +148,9 @@ __all__ = [
     "UpstreamBusy",
     "UpstreamCut",
     "UpstreamError",
+    "UpstreamForbidden",
     "UpstreamGarbled",
+    "UpstreamNotApi",
     "UpstreamOverloaded",
     "UpstreamRejected",
     "UpstreamResting",

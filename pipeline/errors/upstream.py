@@ -73,9 +73,20 @@ class UpstreamBusy(UpstreamUnavailable):
 
 
 class UpstreamAuthFailed(UpstreamError):
-    """The provider refused the deployment's key. It is the operator's, so the client's own key is not to blame."""
+    """
+    The provider refused the deployment's key, or its account has no credit (401, 402).
+
+    Both are the operator's, so the client's own key is not to blame.
+    """
 
     code = "upstream_auth_failed"
+    same_again = False
+
+
+class UpstreamForbidden(UpstreamError):
+    """The provider answered 403: the deployment's key may not do this, or nobody may, as the request is."""
+
+    code = "upstream_forbidden"
     same_again = False
 
 
@@ -87,7 +98,7 @@ class UpstreamTimeout(UpstreamError):
 
 
 class UpstreamGarbled(UpstreamError):
-    """The provider's answer is not what its dialect promises: not JSON, an error under 200, a cut stream."""
+    """The provider's answer is not what its dialect promises: broken JSON, an error under 200, a cut stream."""
 
     code = "upstream_garbled"
     same_again = False  # it may have been paid for
@@ -97,6 +108,12 @@ class UpstreamCut(UpstreamGarbled):
     """The connection was lost in the middle of the provider's answer: it was on its way, and would be again."""
 
     code = "upstream_cut"
+
+
+class UpstreamNotApi(UpstreamGarbled):
+    """Something else answered in the place of the provider's API: a redirect, a page of maintenance."""
+
+    code = "upstream_not_api"
 
 
 class ModelDisabled(UpstreamError):

@@ -101,7 +101,7 @@ CASES = {
     "upstream 429": Case("RateLimitError", 429, "upstream_rate_limited", {"model": "up-429"}),
     "upstream 500": Case("InternalServerError", 502, "upstream_unavailable", {"model": "up-500"}),
     "upstream cut": Case("InternalServerError", 502, "upstream_cut", {"model": "up-cut-body"}),
-    "upstream html": Case("InternalServerError", 502, "upstream_garbled", {"model": "up-html"}),
+    "upstream html": Case("InternalServerError", 502, "upstream_not_api", {"model": "up-html"}),
     "upstream error as 200": Case("InternalServerError", 502, "upstream_garbled", {"model": "up-error"}),
     "upstream timeout": Case("InternalServerError", 504, "upstream_timeout", {"model": "up-hangs"}),
     "upstream 429 to a stream": Case("RateLimitError", 429, "upstream_rate_limited", {"model": "up-429", **STREAM}),

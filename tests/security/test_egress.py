@@ -184,7 +184,7 @@ async def test_s4_a_redirect_is_not_followed(
     for target in (f"{witness.url}/chat/completions", "https://evil.invalid/", "file:///etc/passwd", "//evil.invalid"):
         upstream.script(redirect(target, status))
         answer = await caller.chat(stream=stream)
-        assert (answer.status, answer.error["code"]) == (502, "upstream_garbled")
+        assert (answer.status, answer.error["code"]) == (502, "upstream_not_api")
         assert target not in answer.content.decode()
     assert len(upstream.requests) == 4
     assert witness.connections == 0

@@ -30,6 +30,7 @@ from pipeline.errors import (
     ModelNotFound,
     UpstreamAuthFailed,
     UpstreamGarbled,
+    UpstreamNotApi,
     UpstreamOverloaded,
     UpstreamRejected,
     UpstreamResting,
@@ -250,22 +251,24 @@ async def test_an_overloaded_provider_tells_when_to_come_back(upstream: Scripted
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "kind"),
     [
-        reply(b"<html>hi</html>", headers={"content-type": "text/html"}),
-        reply({"error": {"message": "nope"}}),
-        reply(b'{"choices": [{"mess'),
-        reply(b""),
-        gzip_bomb(3_000_000),
-        redirect("http://127.0.0.1:9/"),
+        (reply(b"<html>hi</html>", headers={"content-type": "text/html"}), UpstreamNotApi),
+        (reply({"error": {"message": "nope"}}), UpstreamGarbled),
+        (reply(b'{"choices": [{"mess'), UpstreamGarbled),
+        (reply(b""), UpstreamNotApi),
+        (gzip_bomb(3_000_000), UpstreamGarbled),
+        (redirect("http://127.0.0.1:9/"), UpstreamNotApi),
     ],
 )
-async def test_an_answer_that_is_none_is_garbled(upstream: ScriptedUpstream, answer: Any) -> None:
+async def test_an_answer_that_is_none_is_garbled(
+    upstream: ScriptedUpstream, answer: Any, kind: type[UpstreamGarbled]
+) -> None:
     upstream.script(answer)
     limits = DispatchSettings(max_response_bytes=1_000_000)
     placed = deployment(api_base=upstream.url)
     async with dispatching(placed, dispatch=limits, router=RouterSettings(retries=0)) as opened:
-        failed(await opened.handle(delivery()), UpstreamGarbled)
+        failed(await opened.handle(delivery()), kind)
 
 
 async def test_a_slow_provider_times_out_and_a_passed_deadline_is_told_as_such(upstream: ScriptedUpstream) -> None:

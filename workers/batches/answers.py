@@ -18,6 +18,8 @@ from pipeline.errors import (
     TransportUnavailable,
     UpstreamAuthFailed,
     UpstreamCut,
+    UpstreamForbidden,
+    UpstreamNotApi,
     UpstreamOverloaded,
     UpstreamTimeout,
     UpstreamUnavailable,
@@ -32,7 +34,9 @@ PASSING: Final = frozenset(
         UpstreamUnavailable,
         UpstreamTimeout,
         UpstreamCut,
+        UpstreamNotApi,
         UpstreamAuthFailed,
+        UpstreamForbidden,
         ModelDisabled,
         PromptManagerError,
         PromptTimeout,
@@ -44,7 +48,16 @@ PASSING: Final = frozenset(
 """Codes of errors that are not about the line itself, or for the operator to mend: it is fed again later."""
 
 FAILING: Final = frozenset(
-    error.code for error in (UpstreamUnavailable, UpstreamTimeout, UpstreamCut, PromptManagerError, PromptTimeout)
+    error.code
+    for error in (
+        UpstreamUnavailable,
+        UpstreamTimeout,
+        UpstreamCut,
+        UpstreamNotApi,
+        UpstreamForbidden,
+        PromptManagerError,
+        PromptTimeout,
+    )
 )
 """Those among them that one line may meet each time, although others are served."""
 

@@ -9,7 +9,7 @@ from typing import Final
 import anyio
 
 from pipeline import logs
-from pipeline.errors import TransportError
+from pipeline.errors import TransportError, UpstreamForbidden
 from pipeline.job import ErrorFields, Reply
 from pipeline.stores.batch_records import BatchRequest
 from pipeline.transport.connection import Backoff
@@ -17,6 +17,7 @@ from pipeline.transport.deadletters import runs_again
 from pipeline.transport.feeding import READ_COUNT, Arrived, LineStream
 from pipeline.transport.keyspace import DEAD_LIMIT
 from workers.batches import answers
+from workers.batches.forbidden import Forbidden
 from workers.batches.ledger import Ledger, Outcomes
 from workers.batches.lines import OpenLine, line_of
 from workers.batches.outages import PROMPTS, REMEDIES, missed, served
@@ -47,6 +48,7 @@ class Collector:
         self._window = window
         self._stream = stream
         self._tries = tries or math.inf
+        self._forbidden = Forbidden()
         self._results = Outcomes(RESULTS)
         self._errors = Outcomes(ERRORS)
 
@@ -108,6 +110,8 @@ class Collector:
         self._results.add(line.number, answers.answered(batch, line.number, line.custom_id, reply, body))
         self._results.usage.add(answers.used(body))
         self._ledger.tally.answered(reply.facts.provider_ms)
+        if line.job == reply.id:
+            self._forbidden.answered(line, reply.facts.deployment)
         self._window.close(line.number)
 
     def _try_again(self, line: OpenLine, reply: Reply, error: ErrorFields) -> bool:
@@ -115,18 +119,21 @@ class Collector:
         if error.code not in answers.PASSING and error.code != answers.TOO_LATE:
             return False
         # For an earlier job of the line, as for one of a line that rests already, nobody waits any more.
-        if line.number in self._window.open and line.job in ("", reply.id):
-            self._ledger.tally.put_off(error.code)
-            if error.code == answers.TOO_LATE:
-                line.tries += 1
-                self._window.rest(line, 0.0)
-            else:
-                self._defer(line, missed(reply, line.group), error)
-                if reply.facts.prompt:
-                    self._served(line, [PROMPTS])
-                line.failures += error.code in answers.FAILING
-                return line.failures < self._tries
-        return True
+        if line.number not in self._window.open or line.job not in ("", reply.id):
+            return True
+        if error.code == UpstreamForbidden.code and self._forbidden.is_about(line, reply.facts.deployment):
+            self._served(line, served(reply, line.group))
+            return False
+        self._ledger.tally.put_off(error.code)
+        if error.code == answers.TOO_LATE:
+            line.tries += 1
+            self._window.rest(line, 0.0)
+            return True
+        self._defer(line, missed(reply, line.group), error)
+        if reply.facts.prompt:
+            self._served(line, [PROMPTS])
+        line.failures += error.code in answers.FAILING
+        return line.failures < self._tries
 
     def _defer(self, line: OpenLine, need: str, error: ErrorFields) -> None:
         if self._window.defer(line, need, error, anyio.current_time()):

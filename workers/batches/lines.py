@@ -53,8 +53,8 @@ class OpenLine:
     """A line that was handed to the pipeline, or will be again, and has no outcome yet."""
 
     __slots__ = (
-        "admission", "code", "custom_id", "deferrals", "end", "failures", "fed", "group", "job", "limited", "need",
-        "number", "offset", "tries", "wake",
+        "admission", "code", "custom_id", "deferrals", "end", "failures", "fed", "fed_at", "forbidden", "group", "job",
+        "limited", "need", "number", "offset", "tries", "wake",
     )  # fmt: skip
 
     def __init__(self, line: Line, custom_id: str = "") -> None:
@@ -66,6 +66,10 @@ class OpenLine:
         """Name of the group that serves the model it names, once it was fed by this owner."""
         self.fed = 0
         """How often it was fed by this owner, which names its jobs."""
+        self.fed_at = 0.0
+        """When its job was fed; 0 if this owner did not."""
+        self.forbidden = 0.0
+        """When the first job was fed that its provider answered with 403; 0 while there is none."""
         self.job = ""
         """Id of the job under way; empty while it rests, or when an earlier owner fed it."""
         self.admission = 0

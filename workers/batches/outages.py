@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-from pipeline.errors import ConfigMismatch, ModelDisabled, PromptManagerError, UpstreamAuthFailed
+from pipeline.errors import (
+    ConfigMismatch,
+    ModelDisabled,
+    PromptManagerError,
+    UpstreamAuthFailed,
+    UpstreamForbidden,
+    UpstreamNotApi,
+)
 from pipeline.job import ErrorFields, Job, Reply
 
 LONG_RUN: Final = 32
@@ -20,7 +27,9 @@ PROMPTS: Final = "prompt managers"
 """Beside models by their names: what a line may need."""
 
 REMEDIES: Final = {
-    UpstreamAuthFailed.code: "mend the deployment's key; the lines are tried again by themselves",
+    UpstreamAuthFailed.code: "mend the deployment's key, or pay its account; the lines are tried again by themselves",
+    UpstreamForbidden.code: "look what the deployment's key may do; the lines are tried again by themselves",
+    UpstreamNotApi.code: "unless the provider is maintained, mend `api_base`; the lines are tried again by themselves",
     ModelDisabled.code: "set the variable of the deployment's key and reload; the lines are tried again by themselves",
     PromptManagerError.code: "mend the prompt manager; the lines are tried again by themselves",
 }

@@ -106,7 +106,7 @@ class Window:
     def under_way(self, line: OpenLine, job: str, now: float) -> None:
         """A line has this job from now on."""
         self._inherited.discard(line.number)
-        line.job, line.admission = job, 0
+        line.job, line.fed_at, line.admission = job, now, 0
         line.wake = now + self._limits.batch_line_timeout + ANSWER_LATE
 
     def doubt(self) -> None:

@@ -15,7 +15,9 @@ from pipeline.errors import (
     UpstreamAuthFailed,
     UpstreamBusy,
     UpstreamError,
+    UpstreamForbidden,
     UpstreamGarbled,
+    UpstreamNotApi,
     UpstreamOverloaded,
     UpstreamRejected,
     UpstreamTimeout,
@@ -30,6 +32,7 @@ MESSAGE_LIMIT: Final = 2_000
 
 
 _NAME: Final = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+_STATUS: Final = re.compile(r"[45]\d\d", re.ASCII)
 
 
 class Said(msgspec.Struct, frozen=True):
@@ -118,12 +121,16 @@ def provider_error(status: int, headers: Mapping[str, str], told: Said, endpoint
     message = scrubbed(told.message, endpoint.secrets)
     words = f": {message}" if message else ""
     wait = retry_after(headers)
-    if status in {401, 403}:
+    if status in {401, 402}:
+        to_check = "the deployment's `api_key`" if status == 401 else "the credit of the deployment's account"
         return UpstreamAuthFailed(
             f"{who} refused the key of this deployment with {status}{words}",
-            hint="the key is the gateway's, not yours: the operator must check the deployment's `api_key`",
+            hint=f"the key is the gateway's, not yours: the operator must check {to_check}",
             upstream_status=status,
         )
+    if status == 403:
+        hint = "change the request if that is against the provider's rules; else the operator must check `api_key`"
+        return UpstreamForbidden(f"{who} forbids it with {status}{words}", hint=hint, upstream_status=status)
     if status == 429:
         hint = "ask again after `Retry-After`, or add a deployment to the model"
         return UpstreamOverloaded(f"{who} is at its limit{words}", hint=hint, retry_after=wait, upstream_status=status)
@@ -157,25 +164,32 @@ def _name(said: str, endpoint: Endpoint) -> str:
     return said if _NAME.fullmatch(said) and scrubbed(said, endpoint.secrets) == said else ""
 
 
-def _unexpected(status: int, endpoint: Endpoint) -> UpstreamGarbled:
+def _unexpected(status: int, endpoint: Endpoint) -> UpstreamNotApi:
     if 300 <= status < 400:
-        return UpstreamGarbled(
+        return UpstreamNotApi(
             f"{endpoint.prefix} answered with a redirect ({status}), which is not followed",
             hint="set the deployment's `api_base` to the address it should go to",
             upstream_status=status,
         )
-    return UpstreamGarbled(f"{endpoint.prefix} answered with status {status}", upstream_status=status)
+    return UpstreamNotApi(f"{endpoint.prefix} answered with status {status}", upstream_status=status)
 
 
-def error_under_200(told: Said, endpoint: Endpoint) -> UpstreamGarbled:
+def error_under_200(told: Said, endpoint: Endpoint) -> UpstreamError:
     """Return the error for an answer that says 200 and holds an error."""
+    if status := _status(told):
+        return provider_error(status, {}, told, endpoint)
     message = scrubbed(told.message, endpoint.secrets) or "it gave no reason"
     return UpstreamGarbled(f"{endpoint.prefix} answered 200 with an error: {message}", upstream_status=200)
 
 
 def error_in_stream(told: Said, endpoint: Endpoint) -> UpstreamError:
-    """Return the error a stream reports instead of going on; some hosts put an HTTP status in its `code`."""
-    if told.code.isdecimal() and 400 <= int(told.code[:4]) < 600:
-        return provider_error(int(told.code[:4]), {}, told, endpoint)
+    """Return the error a stream reports instead of going on."""
+    if status := _status(told):
+        return provider_error(status, {}, told, endpoint)
     message = scrubbed(told.message, endpoint.secrets) or "it gave no reason"
     return UpstreamUnavailable(f"{endpoint.prefix} ended the stream with an error: {message}", upstream_status=200)
+
+
+def _status(told: Said) -> int:
+    """Return the HTTP status that some hosts put into an error's `code`; 0 if it is none."""
+    return int(told.code) if _STATUS.fullmatch(told.code) else 0

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from pipeline.errors import InvalidRequest, UpstreamError, UpstreamGarbled
+from pipeline.errors import InvalidRequest, UpstreamError, UpstreamGarbled, UpstreamNotApi
 from pipeline.settings import Deployment
 from workers.providers._dialect import UNDECODABLE, Answer, Endpoint, Fields, StreamReader, UpstreamRequest
 from workers.providers._errors import error_in_stream, error_under_200, provider_error, said, said_in
@@ -85,13 +85,13 @@ class OpenAI:
         return UpstreamRequest("POST", url, endpoint.headers, encode_fields(fields))
 
     def response(self, operation: str, body: bytes, endpoint: Endpoint) -> Answer:
-        """Return the answer as it is. Raises UpstreamGarbled when it is no JSON object, or an error."""
+        """Return the answer as it is. Raises UpstreamError when it is no JSON object, or an error."""
         try:
             whole = _decode_whole(body)
         except msgspec.ValidationError:
             whole = _lenient(body, endpoint)
         except UNDECODABLE:
-            raise _not_json(endpoint) from None
+            raise _unreadable(body, endpoint) from None
         # A failed Response carries an `error` field and is a proper answer all the same.
         if _present(whole.error) and not (operation == "responses" and whole.object == "response"):
             raise error_under_200(said(body), endpoint)
@@ -107,7 +107,7 @@ class OpenAI:
             return provider_error(status, headers, said(body), endpoint)
         try:
             self.response("", body, endpoint)
-        except UpstreamGarbled as error:
+        except UpstreamError as error:
             return error
         return UpstreamGarbled(f"{endpoint.prefix} answered a streamed call without a stream", upstream_status=200)
 
@@ -233,14 +233,20 @@ def _lenient(body: bytes, endpoint: Endpoint) -> _Whole:
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except UNDECODABLE:
-        raise _not_json(endpoint) from None
+        raise _unreadable(body, endpoint) from None
     return _Whole(error=fields.get("error", _ABSENT))
 
 
-def _not_json(endpoint: Endpoint) -> UpstreamGarbled:
-    return UpstreamGarbled(
+def _unreadable(body: bytes, endpoint: Endpoint) -> UpstreamGarbled:
+    """Return the error for an answer that is no JSON object: a broken one may have been paid for, a page was not."""
+    return _not_json(endpoint, UpstreamGarbled if body.lstrip().startswith(b"{") else UpstreamNotApi)
+
+
+def _not_json(endpoint: Endpoint, kind: type[UpstreamGarbled] = UpstreamGarbled) -> UpstreamGarbled:
+    return kind(
         f"{endpoint.prefix} answered with something that is not a JSON object",
         hint="check that the deployment's `api_base` is the root of an OpenAI-compatible API",
+        upstream_status=200,
     )
 
 

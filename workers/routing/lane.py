@@ -118,4 +118,4 @@ class BatchRouter(Router):
                 gate.leave(ticket, error, call.left())
 
     def _to_blame(self, error: UpstreamError) -> bool:
-        return error.retryable and not isinstance(error, _OVERLOADS)
+        return super()._to_blame(error) and not isinstance(error, _OVERLOADS)

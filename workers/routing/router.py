@@ -17,6 +17,7 @@ from pipeline.errors import (
     InvalidRequest,
     ModelDisabled,
     UpstreamError,
+    UpstreamForbidden,
     UpstreamOverloaded,
     UpstreamResting,
     UpstreamTimeout,
@@ -174,8 +175,8 @@ class Router:
         self._cooldowns.failed(deployment.id, at_once=at_once, seconds=error.retry_after)
 
     def _to_blame(self, error: UpstreamError) -> bool:
-        """Whether an error is its deployment's fault."""
-        return error.retryable
+        """Whether an error is its deployment's fault; what is forbidden may be so for what this client sends."""
+        return error.retryable and not isinstance(error, UpstreamForbidden)
 
     def _has_others(self, deployment: Deployment, group: Group, call: Call[T]) -> bool:
         for other in group.deployments:

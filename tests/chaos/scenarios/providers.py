@@ -83,7 +83,7 @@ WAYS: Mapping[str, Way] = {
     "400": Way(status=400, code="not_like_this", answer=failure(400, code="not_like_this")),
     "401": Way(status=502, code="upstream_auth_failed", answer=failure(401)),
     "an error under 200": Way(**GARBLED, answer=reply({"error": {"message": "no", "code": "overloaded"}})),
-    "not JSON": Way(**GARBLED, answer=reply(b"<html>welcome")),
+    "a page": Way(status=502, code="upstream_not_api", answer=reply(b"<html>welcome")),
     "a body cut short": Way(**LOST, **WHOLE, answer=raw(HEAD + b'{"id"', CUT)),
     "over the limit": Way(**GARBLED, **WHOLE, answer=reply(completion("x" * (RESPONSE_BYTES + 1)))),
     "a bomb": Way(**GARBLED, **WHOLE, answer=gzip_bomb(200 * RESPONSE_BYTES)),
@@ -124,7 +124,7 @@ async def every_way(arena: Arena, chance: random.Random) -> Verdict:
     asked = list(zip(wanted, ends, strict=False))
     wrong = [f"{name}: {end}" for (name, kind), end in asked if not _is(WAYS[name], kind, end)]
     assert not wrong, wrong
-    assert all(end.code == "upstream_garbled" for end in redirected), redirected
+    assert all(end.code == "upstream_not_api" for end in redirected), redirected
     assert all(end.whole for end in ends[len(wanted) :]), "a neighbour was harmed"
     said = {end.retry_after for (name, _), end in asked if name == "429 and says when"}
     assert said == {"7"}, said

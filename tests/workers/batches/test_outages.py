@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import anyio
 import msgspec
 import pytest
 from fakes.batches import line, lines
-from fakes.desks import answer, create, ended, keeping, make_desk, working
+from fakes.desks import answer, create, ended, keeping, make_desk, working, written
 from fakes.pipelines import ScriptedStage
 from fakes.servers import Server
 from fakes.waiting import wait_until
@@ -15,15 +17,17 @@ from pipeline.errors import (
     ConfigMismatch,
     PipelineError,
     PromptManagerError,
-    UpstreamAuthFailed,
-    UpstreamCut,
+    UpstreamForbidden,
+    UpstreamNotApi,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
 from pipeline.job import Facts, Reply
 from pipeline.settings import BatchSettings, Settings
 from pipeline.stage import Delivery, Done, Fail, Outcome
-from workers.batches.lines import line_of
+from pipeline.stores.lines import Line
+from workers.batches.forbidden import Forbidden
+from workers.batches.lines import OpenLine, line_of
 from workers.batches.outages import LONG_RUN, LONGEST_PAUSE, PROMPTS, WORKERS, Outages, missed, served
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -111,8 +115,8 @@ def test_a_reply_tells_what_its_line_got_or_lacked(reply: Reply, lacked: str, ha
     "error",
     [
         UpstreamUnavailable("down"),
-        UpstreamCut("half"),
-        UpstreamAuthFailed("bad key"),
+        UpstreamNotApi("maintenance"),
+        UpstreamForbidden("expired key"),
         PromptManagerError("no", stage="resolve"),
     ],
 )
@@ -201,6 +205,45 @@ async def test_a_batch_whose_last_line_rests_says_why(server: Server, settings: 
             return (progress.resting, progress.paused) == (1, UpstreamUnavailable.code)
 
         await wait_until(says_why, timeout=10)
+
+
+async def test_lines_that_the_provider_forbids_are_errors_when_it_serves_the_others(
+    server: Server, settings: Settings
+) -> None:
+    async def moderate(delivery: Delivery) -> Outcome:
+        facts = Facts(model="gpt-4", deployment="a")
+        if line_of(delivery.job.id) % 7 == 6:
+            return Fail(UpstreamForbidden("moderated"), facts)
+        return Done(b"{}", facts)
+
+    stage, desk = ScriptedStage(moderate), make_desk(server, settings)
+    async with working(server, settings, stage), keeping(desk):
+        record = (await ended(desk, await create(desk, lines(20)))).record
+    assert (record.completed, record.failed) == (17, 3)
+    assert record.progress.failures == {"upstream_forbidden": 3}
+    tries = Counter(line_of(delivery.job.id) for delivery in stage.seen)
+    assert {tries[6], tries[13], tries[20]} == {2}
+    (entry, *_) = await written(desk, record.error_file_id)
+    assert entry["response"]["body"]["error"]["message"] == "moderated"  # type: ignore[index]
+
+
+def test_a_forbidden_line_is_to_blame_once_a_line_fed_with_it_or_after_it_is_served() -> None:
+    def fed(number: int, at: float) -> OpenLine:
+        made = OpenLine(Line(number, 0, 1, None))
+        made.fed_at = at
+        return made
+
+    forbidden, line = Forbidden(), fed(1, 10.0)
+    assert not forbidden.is_about(line, "a"), "it is tried again in any case"
+    forbidden.answered(fed(2, 9.0), "a")
+    assert not forbidden.is_about(line, "a"), "the key may have been taken back between the two"
+    forbidden.answered(fed(3, 10.0), "b")
+    assert not forbidden.is_about(line, "a")
+    line.fed_at = 20.0
+    forbidden.answered(fed(4, 10.0), "a")
+    assert forbidden.is_about(line, "a")
+    inherited = fed(5, 0.0)
+    assert not forbidden.is_about(inherited, "a")
 
 
 async def test_an_outage_that_uses_up_the_tries_of_its_lines_still_pauses_the_others(

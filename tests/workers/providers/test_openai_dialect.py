@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 from fakes.upstream import chunk, completion
 
-from pipeline.errors import InvalidRequest, UpstreamBusy, UpstreamGarbled, UpstreamOverloaded, UpstreamUnavailable
+from pipeline.errors import (
+    InvalidRequest,
+    UpstreamAuthFailed,
+    UpstreamBusy,
+    UpstreamGarbled,
+    UpstreamNotApi,
+    UpstreamOverloaded,
+    UpstreamRejected,
+    UpstreamUnavailable,
+)
 from workers.providers._dialect import Endpoint
 from workers.providers._fields import as_fields
 from workers.providers.openai import provider
@@ -74,8 +83,29 @@ def test_an_answer_passes_untouched_and_its_tokens_are_read(operation: str, body
     ],
 )
 def test_a_200_that_is_no_answer_is_garbled(body: bytes, said: str) -> None:
-    with pytest.raises(UpstreamGarbled, match=said):
+    with pytest.raises(UpstreamGarbled, match=said) as raised:
         provider.response(CHAT, body, ENDPOINT)
+    assert isinstance(raised.value, UpstreamNotApi) is not body.startswith(b"{")
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (429, UpstreamOverloaded),
+        ("429", UpstreamOverloaded),
+        (402, UpstreamAuthFailed),
+        (502, UpstreamUnavailable),
+        (400, UpstreamRejected),
+        (200, UpstreamGarbled),
+        ("rate_limit", UpstreamGarbled),
+    ],
+)
+def test_an_error_under_200_is_what_its_code_says_if_that_is_a_status(code: int | str, kind: type) -> None:
+    body = json.dumps({"error": {"message": "words", "code": code}}).encode()
+    with pytest.raises(kind) as raised:
+        provider.response(CHAT, body, ENDPOINT)
+    assert type(raised.value) is kind
+    assert type(provider.error(200, {}, body, ENDPOINT)) is kind
 
 
 def test_a_200_that_should_have_been_a_stream_is_garbled_or_its_error() -> None:

@@ -10,7 +10,8 @@ import pytest
 from pipeline.errors import (
     UpstreamAuthFailed,
     UpstreamBusy,
-    UpstreamGarbled,
+    UpstreamForbidden,
+    UpstreamNotApi,
     UpstreamOverloaded,
     UpstreamRejected,
     UpstreamTimeout,
@@ -27,7 +28,8 @@ ENDPOINT = Endpoint(prefix="groq", urls={}, headers={}, secrets=("my+secret",))
     ("status", "kind", "shown", "retryable"),
     [
         (401, UpstreamAuthFailed, 502, True),
-        (403, UpstreamAuthFailed, 502, True),
+        (402, UpstreamAuthFailed, 502, True),
+        (403, UpstreamForbidden, 502, True),
         (408, UpstreamTimeout, 504, True),
         (409, UpstreamUnavailable, 502, True),
         (425, UpstreamUnavailable, 502, True),
@@ -40,8 +42,8 @@ ENDPOINT = Endpoint(prefix="groq", urls={}, headers={}, secrets=("my+secret",))
         (400, UpstreamRejected, 400, False),
         (404, UpstreamRejected, 404, False),
         (422, UpstreamRejected, 422, False),
-        (301, UpstreamGarbled, 502, True),
-        (204, UpstreamGarbled, 502, True),
+        (301, UpstreamNotApi, 502, True),
+        (204, UpstreamNotApi, 502, True),
     ],
 )
 def test_each_status_has_its_error(status: int, kind: type, shown: int, retryable: bool) -> None:
@@ -94,6 +96,12 @@ def test_a_refused_key_is_the_operators_and_says_so() -> None:
     assert "my+secret" not in error.message
     assert "operator" in error.hint
     assert error.fields().code == "upstream_auth_failed"
+
+
+def test_an_account_without_credit_is_the_operators_as_well() -> None:
+    error = provider_error(402, {}, Said(message="Insufficient Balance"), ENDPOINT)
+    assert "with 402: Insufficient Balance" in error.message
+    assert "the operator must check the credit" in error.hint
 
 
 @pytest.mark.parametrize(

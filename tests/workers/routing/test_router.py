@@ -18,6 +18,7 @@ from pipeline.errors import (
     PipelineError,
     UpstreamAuthFailed,
     UpstreamError,
+    UpstreamForbidden,
     UpstreamGarbled,
     UpstreamOverloaded,
     UpstreamRejected,
@@ -175,7 +176,20 @@ async def test_nothing_is_retried_once_bytes_went_to_the_client() -> None:
     assert len(call.attempts) == 1
 
 
-@pytest.mark.parametrize("error", [UpstreamGarbled("paid for"), UpstreamAuthFailed("wrong key")])
+async def test_what_a_provider_forbids_to_one_client_puts_no_deployment_to_rest() -> None:
+    members, now = group("a", "b"), ScriptedCall()
+    router = router_for(now)
+    for _ in range(20):
+        refused = ScriptedCall(UpstreamForbidden("moderated"), UpstreamForbidden("moderated"))
+        with pytest.raises(UpstreamForbidden):
+            await router.run(members, refused)
+        assert sorted(refused.used) == ["a", "b"]
+    assert await router.run(members, now) in {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    "error", [UpstreamGarbled("paid for"), UpstreamAuthFailed("wrong key"), UpstreamForbidden("not you")]
+)
 async def test_what_the_same_deployment_would_do_again_goes_to_another_or_ends(error: UpstreamError) -> None:
     alone = ScriptedCall(error)
     with pytest.raises(type(error)):
