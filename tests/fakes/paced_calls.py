@@ -124,5 +124,15 @@ def simulate(limiter: Limiter, seconds: float, processes: int = 1, begin: float 
     return Simulation(Provider(limiter), processes, begin).run(begin + seconds)
 
 
+def minutes(simulation: Simulation, count: int) -> list[int]:
+    """Run so many minutes more; returns the calls accepted in each."""
+    began, done = simulation.clock.now, sum(process.figures.accepted for process in simulation.processes)
+    counts = []
+    for minute in range(1, count + 1):
+        before, done = done, sum(figures.accepted for figures in simulation.run(began + 60 * minute))
+        counts.append(done - before)
+    return counts
+
+
 def unlimited(_: float) -> Verdict:
     return Verdict(accepted=True, left=1, again=0, reset=0)

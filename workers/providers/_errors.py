@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import math
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -30,6 +31,8 @@ from workers.providers._dialect import UNDECODABLE, Endpoint
 MESSAGE_LIMIT: Final = 2_000
 """Characters of a provider's message that are passed on."""
 
+LONGEST_REST: Final = 3600.0
+"""Seconds a provider is left alone at most, whatever it asks for."""
 
 _NAME: Final = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _STATUS: Final = re.compile(r"[45]\d\d", re.ASCII)
@@ -100,17 +103,28 @@ def scrubbed(text: str, secrets: Iterable[str]) -> str:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return how many seconds to wait: `retry-after-ms`, or `retry-after` in seconds or as an HTTP date."""
+    """
+    Return how many seconds to wait: `retry-after-ms`, or `retry-after` in seconds or as an HTTP date.
+
+    None where they say nothing, or that none need be waited: who refuses and says so does not mean it.
+    """
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        value = headers.get(name, "").strip()
         try:
-            seconds = float(value) * unit
+            seconds = float(headers.get(name, "")) * unit
         except ValueError:
             continue
-        if 0 <= seconds < float("inf"):
-            return seconds
+        if 0 < seconds < math.inf:
+            return min(seconds, LONGEST_REST)
+    until = _date(headers, "retry-after")
+    if until is None:
+        return None
+    seconds = until - (_date(headers, "date") or time.time())  # by the provider's clock, for ours may be another time
+    return min(seconds, LONGEST_REST) if seconds > 0 else None
+
+
+def _date(headers: Mapping[str, str], name: str) -> float | None:
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
+        return email.utils.parsedate_to_datetime(headers[name]).timestamp()
     except (KeyError, ValueError, OverflowError):
         return None
 

@@ -6,15 +6,13 @@ import math
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from workers.providers._errors import LONGEST_REST
 from workers.providers._remaining import Remaining
 
 STALE: Final = 60.0
 """Seconds after which a word counts no longer that does not say for how long it does."""
 
-LONGEST: Final = 3600.0
-"""Seconds of a reset that is believed; a limit of a day is not waited for on a header's word."""
-
-FEW: Final = 5
+ENOUGH: Final = 5
 """Calls that have to have been left for a 0 after them to be believed: some count otherwise, and say 0 and serve."""
 
 
@@ -66,14 +64,15 @@ class Allowance:
             return None
         self._told_by = launch.number
         before, self._most = self._most, max(self._most, remaining.calls) if remaining.calls else 0
-        if not self._most and before < FEW:
+        if not self._most and before < ENOUGH:
             self._last = math.inf
             return None
         seconds = remaining.seconds
         self._last = launch.number + remaining.calls
         self._beyond = max(0.0, 2 * (self._last - launch.last))  # of the first word none: before it `last` is infinite
-        self._until = self._clock() + (STALE if seconds is None else min(seconds, LONGEST))
-        return None if self._most or seconds is None or seconds > LONGEST else seconds
+        self._until = self._clock() + (STALE if seconds is None else min(seconds, LONGEST_REST))
+        # A limit of a day is not waited for on a header's word.
+        return seconds if seconds and seconds <= LONGEST_REST and not self._most else None
 
     def forget(self) -> None:
         """Drop what was said before a rest."""

@@ -10,12 +10,10 @@ from typing import Final, Protocol
 from pipeline import metrics
 from pipeline.logs import logger
 from pipeline.settings import RouterSettings
+from workers.providers._errors import LONGEST_REST
 
 WINDOW: Final = 60.0
 """Seconds for which a failure counts."""
-
-MAX_REST: Final = 3600.0
-"""Seconds after which a deployment is tried again, whatever its provider asked for."""
 
 _log = logger("routing")
 
@@ -60,7 +58,7 @@ class LocalCooldowns:
             failures.popleft()
         if not at_once and len(failures) <= self._allowed:
             return
-        rest = self._seconds if seconds is None else max(min(seconds, MAX_REST), self._seconds)
+        rest = self._seconds if seconds is None else max(min(seconds, LONGEST_REST), self._seconds)
         failures.clear()
         if now + rest > self._until.get(deployment_id, 0.0):
             self._until[deployment_id] = now + rest

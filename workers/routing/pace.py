@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from workers.providers._errors import LONGEST_REST
 from workers.routing.ramp import Ramp
 
 FULL: Final = 20_000.0
@@ -29,9 +30,6 @@ MEMORY: Final = 120.0
 """Seconds after which what was accepted counts half."""
 
 IDLE: Final = 60.0
-LONGEST: Final = 3600.0
-"""Seconds a provider is left alone at most, whatever it asks for."""
-
 UNASKED: Final = 32.0
 """Seconds of the longest rest of a provider that does not say how long: 1, 2, 4 … while it goes on refusing."""
 
@@ -146,7 +144,7 @@ class Pace:
             self._cycle.accepted -= 1
             self.limited(retry_after)
         else:  # of the time before the last rest: what was sent since then says more
-            self._until = max(self._until, self._clock() + min(retry_after or 0.0, LONGEST))
+            self._until = max(self._until, self._clock() + min(retry_after or 0.0, LONGEST_REST))
 
     def failed(self, launched: int) -> None:
         """Take note that a call was not served for another reason: that it was not refused tells nothing."""
@@ -163,7 +161,7 @@ class Pace:
         if self._cycle.accepted < 1 and self._last is not None and self._cycle is not self._last:
             self._cycle = self._last  # nothing was accepted: the rest before was too short, and goes on
             self._strikes = self._struck + 1
-        asked = min(UNASKED, 2.0**self._strikes) if retry_after is None else min(retry_after, LONGEST)
+        asked = min(UNASKED, 2.0**self._strikes) if retry_after is None else min(retry_after, LONGEST_REST)
         self._until = max(self._until, now + asked)
         self._learn()
 
@@ -171,11 +169,11 @@ class Pace:
         """
         Whether the limit may be met for so many seconds.
 
-        It may not where half of what is known to be accepted could not be used: many say when all of their limit is
-        back, although a part of it is back at once.
+        It may not where that would lose more than a tenth of what is known to be accepted: many say when all of their
+        limit is back, although a part of it is back at once.
         """
         cycle = self._cycle
-        return cycle.accepted >= self._base / 2 * (self._clock() - cycle.began + rest)
+        return cycle.accepted >= 0.9 * self._base * (self._clock() - cycle.began + rest)
 
     def _learn(self) -> None:
         cycle = self._cycle

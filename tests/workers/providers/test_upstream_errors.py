@@ -19,7 +19,7 @@ from pipeline.errors import (
 )
 from workers.batches.answers import DEAD, PASSING, TOO_LATE
 from workers.providers._dialect import Endpoint
-from workers.providers._errors import MESSAGE_LIMIT, Said, provider_error, retry_after, said, scrubbed
+from workers.providers._errors import LONGEST_REST, MESSAGE_LIMIT, Said, provider_error, retry_after, said, scrubbed
 
 ENDPOINT = Endpoint(prefix="groq", urls={}, headers={}, secrets=("my+secret",))
 
@@ -156,6 +156,9 @@ def test_a_long_message_is_cut() -> None:
         ({"retry-after": "0.5"}, 0.5),
         ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
         ({"retry-after-ms": "soon", "retry-after": "9"}, 9.0),
+        ({"retry-after-ms": "0", "retry-after": "9"}, 9.0),
+        ({"retry-after": "86400"}, LONGEST_REST),
+        ({"retry-after": "0"}, None),
         ({"retry-after": "-1"}, None),
         ({"retry-after": "nan"}, None),
         ({"retry-after": "tomorrow"}, None),
@@ -169,4 +172,12 @@ def test_retry_after_is_read_in_seconds_and_milliseconds(headers: dict[str, str]
 def test_retry_after_may_be_a_date() -> None:
     soon = email.utils.formatdate(time.time() + 30, usegmt=True)
     assert 27 < (retry_after({"retry-after": soon}) or 0) <= 30
-    assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert retry_after({"retry-after": "Wed, 21 Oct 2099 07:28:00 GMT"}) == LONGEST_REST
+    assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) is None
+
+
+def test_a_date_is_counted_from_the_providers_own() -> None:
+    until = "Wed, 21 Oct 2015 07:28:00 GMT"
+    assert retry_after({"retry-after": until, "date": "Wed, 21 Oct 2015 07:27:30 GMT"}) == 30
+    assert retry_after({"retry-after": until, "date": "Wed, 21 Oct 2015 07:28:00 GMT"}) is None
+    assert retry_after({"retry-after": until, "date": "today"}) is None

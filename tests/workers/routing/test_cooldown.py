@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pipeline.settings import RouterSettings
-from workers.routing.cooldown import MAX_REST, WINDOW, LocalCooldowns
+from workers.providers._errors import LONGEST_REST
+from workers.routing.cooldown import WINDOW, LocalCooldowns
 
 
 class Clock:
@@ -68,6 +69,6 @@ def test_a_rest_is_never_shortened() -> None:
 def test_no_provider_sends_its_deployment_to_rest_for_ever() -> None:
     cooldowns, clock = make()
     cooldowns.failed("a", at_once=True, seconds=1e300)
-    assert cooldowns.rest("a") == MAX_REST
-    clock.now += MAX_REST
+    assert cooldowns.rest("a") == LONGEST_REST
+    clock.now += LONGEST_REST
     assert cooldowns.rest("a") == 0
