@@ -33,7 +33,7 @@ async def describe(settings: Settings, environment: Mapping[str, str]) -> tuple[
                 said or f"importing the callbacks ended with status {done.returncode} and no word",
                 hint="" if said else "look for os._exit or a crash in native code in their files",
             )
-        return tuple(msgspec.json.decode(done.stdout.splitlines()[-1], type=list[dict[str, Any]]))
+        return tuple(_facts(done.stdout))
     raise ConfigurationError(
         f"importing the callbacks took longer than {_TIMEOUT:.0f} s",
         hint="move slow work out of the module, into the prompt manager's method",
@@ -51,10 +51,27 @@ async def unusable(settings: Settings, environment: Mapping[str, str]) -> Mappin
     return msgspec.json.decode(done.stdout, type=dict[str, str])
 
 
+def _facts(printed: bytes) -> list[dict[str, Any]]:
+    """Return what the last line says; the others are what the callbacks printed. Raises ConfigurationError."""
+    try:
+        return msgspec.json.decode(printed[printed.rfind(b"\n", 0, -1) + 1 :], type=list[dict[str, Any]])
+    except msgspec.DecodeError:
+        raise ConfigurationError(
+            "importing the callbacks ended without saying what they are",
+            hint="look for os._exit in their files, and for what prints at the end of a process",
+        ) from None
+
+
 async def _run(module: str, settings: Settings, environment: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:
     # run by name: pipeline imports neither side
     command = [sys.executable, "-P", "-m", module, "--config", settings.source]
-    # In a session of its own: Ctrl-C in the terminal is for the supervisor, and would read here as a failed import.
-    return await anyio.run_process(
-        command, check=False, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
-    )
+    try:
+        # In a session of its own: Ctrl-C in the terminal is for the supervisor, and would read here as a failed import.
+        return await anyio.run_process(
+            command, check=False, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+    except OSError as error:
+        raise ConfigurationError(
+            f"no process can be started that looks at the configuration ({error.strerror})",
+            hint="raise the limits of processes and open files, or free some memory",
+        ) from None

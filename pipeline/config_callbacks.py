@@ -46,7 +46,7 @@ def read_callbacks(litellm: Section, directory: Path) -> tuple[Callback, ...]:
             litellm.context.problems.notice(item, f"litellm_settings.callbacks: {path} is there twice; it runs once")
         elif "." not in path:
             _built_in(litellm, item, path)
-        elif problem := _refused(path) or _missing(directory, path):
+        elif problem := _refused(path) or _unreadable(directory, path):
             litellm.context.problems.error(item, f"litellm_settings.callbacks: {problem}")
         else:
             found[path] = Callback(path=path, file=item.file, line=item.line)
@@ -92,6 +92,14 @@ def _refused(path: str) -> str:
     if parts[0] in OURS:
         return f"{parts[0]}.py has the name of a package of promptmill; rename the file and the path {path!r}"
     return ""
+
+
+def _unreadable(directory: Path, path: str) -> str:
+    """Return why the object of a path cannot be had, or an empty text."""
+    try:
+        return _missing(directory, path)
+    except OSError as error:
+        return f"the file of {path!r} cannot be read ({error.strerror}); put it where it can"
 
 
 def _missing(directory: Path, path: str) -> str:
@@ -141,7 +149,7 @@ def _defines(file: Path, attribute: str) -> bool:
 
 
 def defined(file: Path) -> Names:
-    """Return what `file` defines at its top level, by reading it. Raises SyntaxError or ValueError."""
+    """Return what `file` defines at its top level, by reading it. Raises SyntaxError, ValueError or OSError."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about a user's escape sequences, which are the user's
         tree = ast.parse(file.read_bytes(), file.name)

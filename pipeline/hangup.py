@@ -42,9 +42,9 @@ class KeyReloader:
             rotated = rotation.rotated(self._settings, new)
             self._source.set_environment(rotated)
             self._take_over(rotated)
-        except ConfigurationError as error:
+        except (ConfigurationError, OSError) as error:
             self._source.set_environment(self._settings)
-            log.error("configuration not reloaded", error=error.message, hint=error.hint)
+            log.error("configuration not reloaded", error=str(error), hint=getattr(error, "hint", ""))
             return
         self._settings = rotated
         differences = [] if self._source.is_replaced else rotation.differences(rotated, new)

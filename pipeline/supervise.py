@@ -118,7 +118,7 @@ class Supervisor:
             plan, kept = renewed(old, self._read())
             managers = await callbacks.describe(plan.settings, plan.environment)
             unusable = await callbacks.unusable(plan.settings, plan.environment)
-        except ConfigurationError as error:
+        except (ConfigurationError, OSError) as error:  # a file that another program is just writing, say
             self._output.say(f"not reloaded, all goes on as it was: {_words(error)}")
             return
         if kept:
@@ -247,5 +247,7 @@ async def _answering(server: embedded.EmbeddedServer) -> bool:
     return embedded.answers(server.socket, timeout=0.2)
 
 
-def _words(error: ConfigurationError) -> str:
+def _words(error: ConfigurationError | OSError) -> str:
+    if isinstance(error, OSError):
+        return str(error)
     return f"{error.message}\n{error.hint}" if error.hint else error.message

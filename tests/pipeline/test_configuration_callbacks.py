@@ -49,6 +49,13 @@ def test_that_nobody_has_are_errors(files, path):
     assert "not found in" in error(files, path)
 
 
+def test_that_cannot_be_read_are_errors(files):
+    (files.directory / "memory.py").symlink_to("/proc/self/mem")
+    assert "the file of 'memory.x' cannot be read" in error(files, "memory.x")
+    name = "m" * 300
+    assert f"the file of '{name}.x' cannot be read (File name too long)" in error(files, f"{name}.x")
+
+
 @pytest.mark.parametrize(
     "path", ["json.decoder.JSONDecodeError.x", "sys.path", "email.mime.text.encode_7or8bit", "json.dumps"]
 )

@@ -67,6 +67,7 @@ async def test_a_file_that_cannot_be_used_changes_nothing(tmp_path: Path, upstre
             ("model_list: [", "config.yaml:"),
             (good + "litellm_settings: {num_retries: many}\n", "num_retries"),
             (good + "litellm_settings: {callbacks: nothing.there}\n", "nothing"),
+            (good + f"litellm_settings: {{callbacks: {'m' * 300}.there}}\n", "File name too long"),
         ):
             seen = len(gateway.log)
 

@@ -26,7 +26,7 @@ def describe(config: str | None) -> None:
     except ConfigurationError as error:
         click.echo("\n".join(filter(None, (error.message, error.hint))), err=True)
         sys.exit(2)
-    click.echo(msgspec.json.encode(facts))
+    click.echo(b"\n" + msgspec.json.encode(facts))  # on a line of its own, whatever a module printed
 
 
 if __name__ == "__main__":
