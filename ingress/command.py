@@ -10,7 +10,7 @@ import click
 
 from ingress.auth import Keyring
 from ingress.server import inherited_socket, serve
-from pipeline import logs
+from pipeline import logs, options
 from pipeline.errors import ConfigurationError
 from pipeline.exposure import check_exposure
 from pipeline.listener import listen
@@ -23,10 +23,10 @@ log = logs.logger("ingress")
 
 
 @click.command("ingress")
-@click.option("--config", "-c", help="The configuration file; PROMPTMILL_CONFIG names it as well.")
+@options.config()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need a key.")
 @click.option("--port", type=click.IntRange(0, 65535), default=4000, show_default=True, envvar="PORT", show_envvar=True)
-@click.option("--data-dir", help="Where promptmill keeps its files.")
+@options.data_dir()
 @click.option("--debug", "--detailed_debug", is_flag=True, help="Log more; never bodies, prompts or keys.")
 def ingress(config: str | None, host: str, port: int, data_dir: str | None, debug: bool) -> None:
     """Take HTTP requests in, and hand their answers out."""

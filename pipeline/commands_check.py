@@ -11,7 +11,7 @@ import anyio
 import click
 import msgspec
 
-from pipeline import callbacks, configuration
+from pipeline import callbacks, configuration, options
 from pipeline.check import CheckReport, report
 from pipeline.errors import ConfigurationError
 from pipeline.procfile import choose
@@ -20,8 +20,8 @@ from pipeline.stores.places import prove
 
 
 @click.command(short_help="Say what a configuration means, and what is wrong with it.")
-@click.option("--config", "-c", metavar="FILE", help="The configuration; PROMPTMILL_CONFIG names it as well.")
-@click.option("--data-dir", metavar="DIR", help="Where promptmill keeps its files.")
+@options.config()
+@options.data_dir()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check(config: str | None, data_dir: str | None, as_json: bool) -> int:
     """

@@ -10,7 +10,7 @@ import anyio
 import click
 import msgspec
 
-from pipeline import startup
+from pipeline import options, startup
 from pipeline.transport.deadletters import (
     DeadLetter,
     Which,
@@ -31,12 +31,8 @@ def _where(function: Callable[..., Any]) -> Callable[..., Any]:
         if value is not None:
             places[option.name] = value
 
-    for names, metavar, said in (
-        (("--config", "-c"), "FILE", "The configuration; PROMPTMILL_CONFIG names it as well."),
-        (("--data-dir",), "DIR", "Data directory of the gateway; default: .promptmill."),
-    ):
-        option = click.option(*names, metavar=metavar, help=said, callback=note, expose_value=False)
-        function = option(function)
+    for option in (options.config, options.data_dir):
+        function = option(callback=note, expose_value=False)(function)
     return function
 
 

@@ -11,15 +11,15 @@ from typing import Final
 
 import click
 
-from pipeline import configuration, lockfile, startup
+from pipeline import configuration, lockfile, options, startup
 
 LOOK_EVERY: Final = 0.1
 """Seconds between two looks whether it has ended."""
 
 
 @click.command(short_help="Stop the gateway that `up` or `batch run` started.")
-@click.option("--config", "-c", metavar="FILE", help="The configuration; PROMPTMILL_CONFIG names it as well.")
-@click.option("--data-dir", metavar="DIR", help="Data directory of the gateway; default: .promptmill.")
+@options.config()
+@options.data_dir()
 def down(config: str | None, data_dir: str | None) -> int:
     """
     Stop the gateway that runs on a data directory, and wait until it has finished what is in flight.

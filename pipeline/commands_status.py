@@ -8,7 +8,7 @@ import anyio
 import click
 import msgspec
 
-from pipeline import startup
+from pipeline import options, startup
 from pipeline.job import LANES, LIVE, serving
 from pipeline.transport.client import STAGES
 from pipeline.transport.fitness import concerns
@@ -17,8 +17,8 @@ from pipeline.transport.registry import backing_off
 
 
 @click.command(short_help="Show processes, backlogs and dead letters.")
-@click.option("--config", "-c", metavar="FILE", help="The configuration; PROMPTMILL_CONFIG names it as well.")
-@click.option("--data-dir", metavar="DIR", help="Data directory of the gateway; default: .promptmill.")
+@options.config()
+@options.data_dir()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(config: str | None, data_dir: str | None, as_json: bool) -> int:
     """

@@ -17,7 +17,7 @@ import anyio.to_thread
 import click
 import msgspec
 
-from pipeline import configuration, first_screen, lockfile
+from pipeline import configuration, first_screen, lockfile, options
 from pipeline.errors import ConfigurationError
 from pipeline.listener import listen
 from pipeline.plan import Plan, Wishes, decide
@@ -32,13 +32,13 @@ _NOT_THE_DEMOS: Final = ("REDIS_URL", "LITELLM_MASTER_KEY")
 
 
 @click.command(short_help="Run the whole gateway on this machine.")
-@click.option("--config", "-c", metavar="FILE", help="The configuration; PROMPTMILL_CONFIG names it as well.")
+@options.config()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need a key.")
 @click.option("--port", type=click.IntRange(0, 65535), default=4000, show_default=True, envvar="PORT", show_envvar=True)
 @click.option("--num_workers", type=click.IntRange(1, 1000), envvar="NUM_WORKERS", help="As --scale ingress=N.")
 @click.option("--scale", multiple=True, metavar="NAME=N", help="Run N processes of that name; may be repeated.")
 @click.option("--procfile", "procfile_path", metavar="FILE", help="Which processes to run; default: see below.")
-@click.option("--data-dir", metavar="DIR", help="Where promptmill keeps its files; default: .promptmill beside FILE.")
+@options.data_dir()
 @click.option("--request_timeout", type=click.FloatRange(0.1), metavar="SECONDS", help="Deadline of a request.")
 @click.option("--debug", "--detailed_debug", is_flag=True, help="Log every delivery; never bodies, prompts or keys.")
 def up(

@@ -15,7 +15,8 @@ from pipeline.settings import ENVIRONMENT_PREFIX, Key, Secret, Settings
 from pipeline.yaml_source import Node
 
 MASTER: Final = "master"
-_MASTER_VARIABLES: Final = ("PROMPTMILL_MASTER_KEY", "LITELLM_MASTER_KEY")
+MASTER_VARIABLES: Final = ("PROMPTMILL_MASTER_KEY", "LITELLM_MASTER_KEY")
+"""Hold the master key where the configuration has none; the first that is set counts."""
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _HASH: Final = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
@@ -60,7 +61,7 @@ def _one_value(node: Node) -> str:
 
 def _master(general: Section) -> Key | None:
     if "master_key" not in general:
-        for name in _MASTER_VARIABLES:
+        for name in MASTER_VARIABLES:
             if general.context.environment.get(name):
                 return Key(name=MASTER, values=(Secret(ENVIRONMENT_PREFIX + name),), master=True)
         return None

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from pipeline.config_access import MASTER_VARIABLES
 from pipeline.configuration import CONFIG_VARIABLE, DATA_DIR_VARIABLE
 from pipeline.settings import Settings
 from pipeline.startup import WITHHELD_VARIABLE
 
 WITHHELD: Final = "withheld"
 """Stands for a client's key where user code runs. Unset, the configuration would mean something else there."""
-
-_MASTER_VARIABLES: Final = ("PROMPTMILL_MASTER_KEY", "LITELLM_MASTER_KEY")
 
 
 def common(settings: Settings, environment: Mapping[str, str], redis_url: str) -> dict[str, str]:
@@ -37,7 +36,7 @@ def for_stages(stages: Iterable[str], settings: Settings, environment: Mapping[s
         return dict(environment)
     providers = {d.api_key.variable for d in settings.deployments if d.api_key is not None and d.api_key.variable}
     clients = {value.variable for key in settings.keys for value in key.values if value.variable}
-    clients |= set(_MASTER_VARIABLES)
+    clients |= set(MASTER_VARIABLES)
     storage = {value.variable for value in settings.storage.options.values() if value.variable}
     kept = set(settings.prompts.environment)
     secret = (providers | clients | storage) - kept

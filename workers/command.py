@@ -9,7 +9,7 @@ import anyio
 import click
 
 import workers.stages
-from pipeline import logs, plugins, startup
+from pipeline import logs, options, plugins, startup
 from pipeline.errors import ConfigurationError
 from pipeline.hangup import KeyReloader
 from pipeline.job import BATCH, LANES
@@ -30,10 +30,8 @@ RESTART_STATUS = 75
     type=click.Choice(LANES),
     help="Serve one lane only: live requests, or batch lines, with what live requests leave of the processors.",
 )
-@click.option("--config", "-c", metavar="FILE", help="The configuration; PROMPTMILL_CONFIG names it as well.")
-@click.option(
-    "--data-dir", metavar="DIR", help="Where promptmill keeps its files; default: .promptmill beside the configuration."
-)
+@options.config()
+@options.data_dir()
 @click.option("--debug", "--detailed_debug", "debug", is_flag=True, help="Log every delivery; never bodies or keys.")
 def worker(stages: tuple[str, ...], lane: str | None, config: str | None, data_dir: str | None, debug: bool) -> None:
     """

@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import click
 
-from pipeline import logs, startup
+from pipeline import logs, options, startup
 from pipeline.catalog import Catalog
 from pipeline.errors import ConfigurationError
 from pipeline.settings import Settings
@@ -23,10 +23,8 @@ log = logs.logger("feed")
 
 
 @click.command(short_help="Own batches: feed their lines, collect the answers.")
-@click.option("--config", "-c", metavar="FILE", help="The configuration; PROMPTMILL_CONFIG names it as well.")
-@click.option(
-    "--data-dir", metavar="DIR", help="Where promptmill keeps its files; default: .promptmill beside the configuration."
-)
+@options.config()
+@options.data_dir()
 @click.option("--debug", "--detailed_debug", "debug", is_flag=True, help="Log more; never bodies or keys.")
 def feed(config: str | None, data_dir: str | None, debug: bool) -> None:
     """

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from pipeline import options as common
 from workers.batch_command.gateway import Gateway
 from workers.batch_command.places import KEY_VARIABLE, URL_VARIABLE, Place
 
+_KEY: Final = f"Key of the gateway; better in {KEY_VARIABLE}, where other users cannot see it."
+_URL: Final = f"Where the gateway is; {URL_VARIABLE} names it as well. Default: the one that runs here."
 _PLACE: Final = (
-    (("--data-dir",), "DIR", "Data directory of the gateway; default: .promptmill."),
-    (("--config", "-c"), "FILE", "The gateway's configuration; PROMPTMILL_CONFIG names it as well."),
-    (("--key",), "KEY", f"Key of the gateway; better in {KEY_VARIABLE}, where other users cannot see it."),
-    (("--url",), "URL", f"Where the gateway is; {URL_VARIABLE} names it as well. Default: the one that runs here."),
+    common.data_dir,
+    common.config,
+    partial(click.option, "--key", metavar="KEY", help=_KEY),
+    partial(click.option, "--url", metavar="URL", help=_URL),
 )
 
 FILE: Final = click.Path(path_type=Path, dir_okay=False)
@@ -32,8 +36,8 @@ def where(function: Callable[..., Any]) -> Callable[..., Any]:
     def note(context: click.Context, option: click.Parameter, value: str | None) -> None:
         context.ensure_object(dict)[option.name] = value
 
-    for names, metavar, said in _PLACE:
-        function = click.option(*names, metavar=metavar, help=said, callback=note, expose_value=False)(function)
+    for option in _PLACE:
+        function = option(callback=note, expose_value=False)(function)
     return function
 
 

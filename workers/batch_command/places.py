@@ -14,13 +14,13 @@ from typing import Final
 import msgspec
 
 from pipeline import commands_down, configuration, lockfile, startup
+from pipeline.config_access import MASTER_VARIABLES
 from pipeline.errors import ConfigurationError, TransportError
 from pipeline.settings import Settings
 from workers.batch_command.gateway import Gateway, GatewayGone
 
 URL_VARIABLE: Final = "PROMPTMILL_URL"
 KEY_VARIABLE: Final = "PROMPTMILL_API_KEY"
-MASTER_VARIABLES: Final = ("PROMPTMILL_MASTER_KEY", "LITELLM_MASTER_KEY")
 ANY_KEY: Final = "any"
 """What a gateway without keys is sent: it takes everything."""
 
