@@ -97,4 +97,4 @@ def _filled(entry: Deployment, rest: str, name: str) -> Deployment:
     model = name if entry.model == "*" else entry.model.replace("*", rest, 1)
     if "/" not in model:  # the same default that configuration gives a model without a provider
         model = f"openai/{model}"
-    return msgspec.structs.replace(entry, model=model)
+    return msgspec.structs.replace(entry, model=model, any_provider="*" in entry.model.partition("/")[0])

@@ -43,6 +43,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """The name clients use; entries that share it form a group. May hold a wildcard: `openai/*`."""
     model: str
     """`litellm_params.model`: provider prefix and the provider's own model name, `openai/gpt-4`."""
+    any_provider: bool = False
+    """Whether a request chose that prefix, as one does that fills in a bare `*`."""
     api_base: str | None = None
     api_key: Secret | None = None
     api_version: str | None = None

@@ -72,6 +72,7 @@ class Calls:
         return f"{way.message.partition(' is not usable: ')[2]}; {way.hint}"
 
     def _find(self, prefix: str, deployment: Deployment) -> _Way | ModelDisabled:
+        """Return how calls are made. Raises InvalidRequest for a provider that only the request names."""
         defaults = as_fields({name: value for name, value in deployment.defaults.items() if name != "stream"})
         if deployment.mock_response is not None:
             return _Way(self._providers["echo"], Endpoint(prefix=prefix, urls={}, headers={}), defaults)
@@ -80,9 +81,12 @@ class Calls:
             return _unset(deployment)
         provider = self._providers.get(prefix)
         if provider is None:
+            hint = f"start `model` with one of {', '.join(sorted(self._providers))}, followed by a slash"
+            if deployment.any_provider:  # not remembered: there is no end of what may be asked for
+                fact = f"there is no provider {prefix[:64]!r}"
+                raise InvalidRequest(fact, hint=hint, param="model", stage="dispatch")
             return ModelDisabled(
-                f"model {deployment.model_name!r} is not usable: there is no provider {prefix!r}",
-                hint=f"start `model` with one of {', '.join(sorted(self._providers))}, followed by a slash",
+                f"model {deployment.model_name!r} is not usable: there is no provider {prefix!r}", hint=hint
             )
         try:
             return _Way(provider, provider.endpoint(prefix, deployment, self._environment), defaults)

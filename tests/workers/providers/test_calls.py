@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from fakes.configs import deployment
+from fakes.configs import deployment, settings
 
+from pipeline.catalog import Catalog
 from pipeline.errors import InvalidRequest, ModelDisabled
 from pipeline.operations import OPERATIONS
 from pipeline.settings import Secret
@@ -129,6 +130,21 @@ def test_a_disabled_deployment_stays_disabled_with_a_fresh_error_each_time() -> 
             calls.prepare(deployment(api_key=None), CHAT, {})
         errors.append(caught.value)
     assert errors[0] is not errors[1]
+
+
+def test_a_provider_that_only_a_request_names_is_the_requests_fault_and_not_remembered() -> None:
+    calls, anything = Calls({"OPENAI_API_KEY": "sk-env"}), Catalog(settings(deployment("*", "*")))
+
+    def call(name: str) -> Call:
+        group = anything.group(name)
+        assert group is not None
+        return calls.prepare(group.deployments[0], CHAT, {})
+
+    for number in range(100):
+        with pytest.raises(InvalidRequest, match=f"there is no provider 'opneai{number}'"):
+            call(f"opneai{number}/gpt-4")
+    assert json.loads(sent(call("openai/gpt-4")).body)["model"] == "gpt-4"
+    assert len(calls._ways) == 1
 
 
 @pytest.mark.parametrize("name", ["../admin", "a/../b", "http://evil/v1", "a\r\nHost: evil", "a\x00", ""])
