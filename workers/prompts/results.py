@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from decimal import Decimal
 from typing import Any, Final
 
 import msgspec
@@ -70,6 +72,7 @@ def _add_messages(request: HookRequest, messages: list[Any], body: dict[str, msg
     passed = request.messages()
     if encoded == _encoded(passed, name):
         return
+    _check(messages, "the messages")
     if fields.is_text(request.operation):
         body[name] = _encoded(to_text(messages), name)
     else:
@@ -90,6 +93,7 @@ def _add_params(request: HookRequest, params: dict[Any, Any], body: dict[str, ms
         elif remedy := _remedy(request, name):
             raise PromptManagerError(f"the parameters it returned set {name!r}; {remedy}")
         else:
+            _check(value, f"the parameter {name!r}")
             body[name] = None if value is None else encoded
 
 
@@ -104,6 +108,7 @@ def _add_metadata(request: HookRequest, value: Any, encoded: msgspec.Raw, body: 
     """Note metadata the manager changed, without what the gateway vouched for."""
     if encoded == _encoded(request.metadata(), "metadata"):
         return
+    _check(value, "metadata")
     if isinstance(value, dict):
         kept = {key: item for key, item in value.items() if key not in fields.VOUCHED_FIELDS}
         if kept or request.raw("metadata") is not None:
@@ -127,17 +132,34 @@ def _encoded(value: Any, what: str) -> msgspec.Raw:
         raise PromptManagerError(f"{what} cannot be sent as JSON ({error}); return plain values") from None
 
 
+def _check(value: Any, what: str) -> None:
+    """Refuse what is encoded as something else: bytes as base64, NaN as null, a set as a list in any order."""
+    if isinstance(value, dict):
+        for item in value.values():
+            _check(item, what)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check(item, what)
+    elif isinstance(value, bytes | bytearray | memoryview | set | frozenset):
+        kind = type(value).__name__
+        raise PromptManagerError(f"{what} cannot be sent as JSON ({kind} in it); return text as str, a list as list")
+    elif isinstance(value, float | Decimal) and not math.isfinite(value):
+        raise PromptManagerError(f"{what} cannot be sent as JSON ({value} in it); return a number")
+
+
 def _plain(value: Any) -> Any:
     """Return what JSON knows of a value it does not know: text of template engines, numbers, pydantic models."""
     for kind in (str, int, float):
         if isinstance(value, kind):
             return kind(kind.__str__(value)) if kind is str else kind(value)
     if callable(dump := getattr(value, "model_dump", None)):
-        return dump(exclude_none=True)
+        dumped = dump(exclude_none=True)
+        _check(dumped, f"a {type(value).__name__}")
+        return dumped
     raise TypeError(f"a {type(value).__name__} is not a JSON value")
 
 
-_encode: Final = msgspec.json.Encoder(enc_hook=_plain).encode
+_encode: Final = msgspec.json.Encoder(enc_hook=_plain, decimal_format="number").encode
 
 _CREDENTIAL: Final = "where a call goes and who pays comes from the deployment: remove it"
 _REFUSED: Final = {

@@ -32,6 +32,15 @@ USER = {"role": "user", "content": "hi"}
         ("(model, [{'role': object()}], None)", "the messages cannot be sent as JSON"),
         ("(model, messages, {'seed': object()})", "the parameter 'seed' cannot be sent as JSON"),
         ("(model, messages, {'seed': '\\ud800'})", "the parameter 'seed' cannot be sent as JSON"),
+        ("(model, [{'role': 'user', 'content': b'text'}], None)", "the messages cannot be sent as JSON (bytes in it)"),
+        ("(model, [{'content': [{'text': memoryview(b'')}]}], None)", "messages cannot be sent as JSON (memoryview in"),
+        ("(model, messages, {'stop': {'a', 'b'}})", "the parameter 'stop' cannot be sent as JSON (set in it)"),
+        ("(model, messages, {'top_p': float('nan')})", "the parameter 'top_p' cannot be sent as JSON (nan in it)"),
+        (
+            "(model, messages, {'top_p': __import__('decimal').Decimal('inf')})",
+            "'top_p' cannot be sent as JSON (Infinity in it)",
+        ),
+        ("(model, messages, {'metadata': {'key': b''}})", "metadata cannot be sent as JSON (bytes in it)"),
         ("(model, messages, {1: 2})", "the key 1"),
     ],
 )
@@ -120,7 +129,8 @@ async def test_subclasses_of_plain_values_and_pydantic_like_models_are_plain_val
         class Model:
             def model_dump(self, **kw): return {"type": "text", "text": str(kw)}
         content = [Model()]
-        params = {Text("seed"): Number(7), "user": Text("u"), "top_p": Real(0.5)}
+        price = {"temperature": __import__("decimal").Decimal("0.70")}
+        params = {Text("seed"): Number(7), "user": Text("u"), "top_p": Real(0.5), **price}
         return Text("gpt-4"), [Message(role=Text("user"), content=content)], params
     """)
     body = forwarded(await resolve(configured(tmp_path, source)))
@@ -129,6 +139,7 @@ async def test_subclasses_of_plain_values_and_pydantic_like_models_are_plain_val
         "seed": 7,
         "user": "u",
         "top_p": 0.5,
+        "temperature": 0.7,
     }
 
 
