@@ -25,8 +25,8 @@ from pipeline.transport.registry import BEAT, Registry, consumer_name, this_proc
 
 BLOCK: Final = 0.5
 READ_COUNT: Final = 256
-FIND_COUNT: Final = 256
-"""Jobs looked at in one piece: they are copied, with what bodies are in their entries."""
+FIND_COUNT: Final = 64
+"""Jobs looked at in one piece: they are copied, with what bodies are in their entries, while all others wait."""
 
 ROLLOUT: Final = 600.0
 """Seconds until processes that were replaced one after another should all have the same configuration."""
@@ -44,9 +44,9 @@ class Arrived(NamedTuple):
 
 
 class UnderWay(NamedTuple):
-    """What Redis holds of a batch at one moment: the ids of its jobs, and of the last answer."""
+    """What Redis holds of a batch: its jobs' ids and the last answer's. Jobs answered after it are among these."""
 
-    jobs: list[str]
+    jobs: set[str]
     last_answer: str
 
 
@@ -203,11 +203,16 @@ class FeedTransport:
 
     async def under_way(self, batch: str) -> UnderWay:
         """Return what Redis holds of a batch. Raises TransportUnavailable."""
-        streams = [keyspace.jobs(stage, BATCH) for stage in STAGES]
-        delayed = [keyspace.delayed(stage, BATCH) for stage in STAGES]
-        find = FIND([keyspace.lines(batch), *streams, *delayed], f"{PARTITION}-{batch}-", FIND_COUNT)
-        last, *jobs = await self._links["upkeep"].run(find)
-        return UnderWay([job.decode() for job in jobs], last.decode())
+        found: list[bytes] = []
+        last = b""
+        for stage in STAGES:  # in the order in which jobs pass them: one that moves on is seen in the next, or answered
+            keys = [keyspace.lines(batch), keyspace.jobs(stage, BATCH), keyspace.delayed(stage, BATCH)]
+            at = b"-"
+            while at:
+                find = FIND(keys, f"{PARTITION}-{batch}-", at, FIND_COUNT)
+                at, last, *jobs = await self._links["upkeep"].run(find)
+                found += jobs
+        return UnderWay({job.decode() for job in found}, last.decode())
 
     async def lease(self, batch: str) -> bool:
         """Take the lease of a batch, if nobody has it. Raises TransportUnavailable."""

@@ -13,6 +13,9 @@ from workers.batches.window import Window
 PATIENCE: Final = 3.0
 """Seconds without any outcome after which jobs are looked for; twice as long before each further look."""
 
+SHARE: Final = 0.05
+"""Most of the time that such looks may take: one at a window of large lines is work for Redis, too."""
+
 
 class Search:
     """Finds out which jobs are in Redis: of the others the answer is there, or they are lost."""
@@ -26,6 +29,7 @@ class Search:
         self._admitted: Set[str] = frozenset()
         self._found: UnderWay | None = None
         self._closed = 0
+        self._least = PATIENCE
         self._since, self._patience = anyio.current_time(), PATIENCE
 
     async def look(self) -> None:
@@ -35,8 +39,9 @@ class Search:
         self._window.doubt_late(anyio.current_time())
         doubts = self._window.doubts
         if doubts != self._doubts:
-            self._admitted = self._window.admitted
+            self._admitted, began = self._window.admitted, anyio.current_time()
             self._found = await self._transport.under_way(self._batch)
+            self._least = max(PATIENCE, (anyio.current_time() - began) / SHARE)
             self._doubts = doubts
         if self._found is not None and self._stream.has_concluded(self._found.last_answer):
             self._window.reconcile(self._admitted, self._found.jobs)
@@ -46,7 +51,7 @@ class Search:
         """Whether no line has had an outcome for long: what somebody deleted leaves no other trace."""
         now = anyio.current_time()
         if self._closed != self._window.closed:
-            self._closed, self._since, self._patience = self._window.closed, now, PATIENCE
+            self._closed, self._since, self._patience = self._window.closed, now, self._least
         if now - self._since < self._patience:
             return False
         self._patience *= 2

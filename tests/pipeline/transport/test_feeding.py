@@ -9,7 +9,7 @@ import anyio
 import pytest
 from fakes.configs import settings as make_settings
 from fakes.deliveries import make_job
-from fakes.pipelines import ScriptedStage, quick, raw_link, running_worker, spec
+from fakes.pipelines import ScriptedStage, forward, quick, raw_link, running_worker, spec
 from fakes.proxy import proxy_to
 from fakes.waiting import wait_until
 
@@ -17,7 +17,7 @@ from pipeline.errors import TransportError
 from pipeline.job import BATCH, Job, Reply, encode
 from pipeline.settings import Settings
 from pipeline.stage import Defer, Delivery, Done, Outcome
-from pipeline.transport import connection, feeding, keyspace, stage_stream
+from pipeline.transport import connection, feeding, keyspace, stage_stream, worker
 from pipeline.transport.feeding import Arrived, FeedTransport, LineStream
 
 pytestmark = pytest.mark.anyio
@@ -50,10 +50,10 @@ async def lines_of(transport: FeedTransport, batch: str) -> AsyncIterator[LineSt
         await stream.close()
 
 
-def batch_job(transport: FeedTransport, name: str) -> Job:
+def batch_job(transport: FeedTransport, name: str, *stages_left: str) -> Job:
     now = transport.now()
-    return make_job(id=name, stages_left=("dispatch",), lane=BATCH, reply_to="lines:b", admitted=now, since=now,
-                    deadline=now + 60_000)  # fmt: skip
+    return make_job(id=name, stages_left=stages_left or ("dispatch",), lane=BATCH, reply_to="lines:b", admitted=now,
+                    since=now, deadline=now + 60_000)  # fmt: skip
 
 
 async def answer(delivery: Delivery) -> Outcome:
@@ -151,7 +151,7 @@ async def test_the_jobs_of_a_batch_are_found_wherever_they_are(url: str, setting
         async with running_worker(url, settings, spec("dispatch", ScriptedStage(put_one_off))):
 
             async def one_is_left() -> bool:
-                return (await transport.under_way("b")).jobs == ["0-b-7-1.1"]
+                return (await transport.under_way("b")).jobs == {"0-b-7-1.1"}
 
             await wait_until(one_is_left, timeout=10)
         (newest, _), *_ = await link.run(("XREVRANGE", keyspace.lines("b"), "+", "-", "COUNT", 1))
@@ -163,6 +163,25 @@ async def test_the_jobs_of_a_batch_are_found_wherever_they_are(url: str, setting
             assert not stream.has_concluded(found.last_answer)
             await stream.read()
             assert stream.has_concluded(found.last_answer)
+
+
+async def test_jobs_are_found_while_they_go_from_place_to_place(
+    url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeding, "FIND_COUNT", 4)
+    monkeypatch.setattr(worker, "MOVE_EVERY", 0.001)
+
+    async def put_off(delivery: Delivery) -> Outcome:
+        return Defer(0.0, delivery.job)
+
+    stages = (spec("resolve", ScriptedStage(forward), slots=2), spec("dispatch", ScriptedStage(put_off), slots=64))
+    async with feeding_to(url, settings) as transport, raw_link(url) as link:
+        ids = {f"0-b-{number}-1.1" for number in range(40)}
+        await transport.add([(batch_job(transport, name, "resolve", "dispatch"), b"{}") for name in ids])
+        async with running_worker(url, settings, *stages):
+            for _ in range(10):
+                assert (await transport.under_way("b")).jobs == ids
+        await link.run(("FLUSHALL",))
 
 
 async def test_a_flush_is_noticed_with_what_it_took(url: str, settings: Settings) -> None:
