@@ -223,7 +223,7 @@ class Gateway:
             if answer.is_error:
                 answer.read()
                 self._refuse(answer)
-            if answer.status_code != 206:
+            if answer.status_code != 206 and start:
                 raise GatewayAway("the gateway did not answer with the part of a file that was asked for")
             size = start + int(answer.headers["content-length"])
             yield Content(size, self._checksum(answer), answer.iter_bytes())

@@ -185,9 +185,11 @@ def test_results_that_cannot_be_written_are_told_and_not_mixed_with_those_of_ano
 
 
 def test_an_answer_with_another_part_of_a_file_is_not_taken(server: ScriptedUpstream, gateway: Gateway) -> None:
-    server.script(reply(b"all of it", 200))
+    server.script(*[reply(b"all of it", 200, {"etag": etag(b"all of it")})] * 2)
     with pytest.raises(GatewayAway, match="part of a file"), gateway.content("file-1", 3):
         pass
+    with gateway.content("file-1") as found:
+        assert (found.size, b"".join(found.pieces)) == (9, b"all of it")
 
 
 def test_what_is_given_as_an_id_leads_nowhere_else(server: ScriptedUpstream, gateway: Gateway) -> None:
