@@ -142,7 +142,7 @@ class TransportClient:
 
     def _lost(self, last: int) -> None:
         log.warning("redis lost data", after_batch=last)
-        self._losses.known()
+        self._losses.noticed()
         self._lose(waiter for waiter in self._replies.waiters.values() if waiter.batch > last)
         self._hurry.set()  # the reply stream may be lost too, and streamed answers end for want of who listens
 
