@@ -41,7 +41,7 @@ def batch() -> None:
     \b
     Exit codes:
       0    every line was answered
-      1    some lines were not, or the results cannot be written
+      1    some lines were not, or the results are damaged or cannot be written
       2    wrong usage, configuration, key or input: nothing ran
       3    the gateway cannot be reached
       130  interrupted by Ctrl-C; a batch that was submitted goes on
