@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from pipeline.body_fields import CREDENTIAL_FIELDS
 from pipeline.stores.lines import Line
 
 MAX_CUSTOM_ID: Final = 64
@@ -15,12 +16,10 @@ MAX_FIELDS: Final = 10_000
 """Fields a body may have; what is below them does not count."""
 
 # By exact name. On whose behalf a line runs, where to, how urgently and until when is not the line's to say.
-GATEWAY_ONLY: Final = frozenset(
-    """
-    api_key api_base base_url api_version api_type organization custom_llm_provider extra_headers headers proxy proxies
-    tenant tenant_id owner allowed_models user_api_key lane priority deadline timeout request_timeout stream_timeout
-    """.split()  # noqa: SIM905 - as quoted strings, one a line, they would be harder to read
-)
+GATEWAY_ONLY: Final = CREDENTIAL_FIELDS | {
+    *("tenant", "owner", "allowed_models", "user_api_key", "lane", "priority", "deadline"),
+    *("timeout", "request_timeout", "stream_timeout"),
+}
 
 Fields = dict[str, msgspec.Raw]
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from pipeline.body_fields import is_for_gateway
 from pipeline.errors import InvalidRequest
 from pipeline.job import Job, PromptRef, decode_json
 from workers.prompts import fields
@@ -143,12 +144,7 @@ def _object_variables(prompt: msgspec.Raw | None) -> msgspec.Raw | None:
 
 
 def _withheld(name: str, value: msgspec.Raw) -> bool:
-    return (
-        name in fields.PROMPT_FIELDS
-        or name in fields.CREDENTIAL_FIELDS
-        or fields.is_gateway_field(name)
-        or is_prompt_object(name, value)
-    )
+    return is_for_gateway(name) or is_prompt_object(name, value)
 
 
 def _stand_in(request: HookRequest) -> Logging:

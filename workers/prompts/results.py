@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from pipeline.body_fields import CREDENTIAL_FIELDS, PROMPT_FIELDS
 from pipeline.errors import PromptManagerError
 from pipeline.job import decode_json
 from workers.prompts import fields
@@ -88,7 +89,7 @@ def _add_params(request: HookRequest, params: dict[Any, Any], body: dict[str, ms
         encoded = _encoded(value, f"the parameter {name!r}")
         if name == "metadata":
             _add_metadata(request, value, encoded, body)
-        elif _is_as_passed(request, name, encoded) or name in fields.PROMPT_FIELDS or is_prompt_object(name, encoded):
+        elif _is_as_passed(request, name, encoded) or name in PROMPT_FIELDS or is_prompt_object(name, encoded):
             continue
         elif remedy := _remedy(request, name):
             raise PromptManagerError(f"the parameters it returned set {name!r}; {remedy}")
@@ -101,7 +102,7 @@ def _remedy(request: HookRequest, name: str) -> str:
     """Return what a manager that sets this parameter should do instead; empty where it may."""
     if name == fields.messages_field(request.operation):
         return _REFUSED["messages"]
-    return _CREDENTIAL if name in fields.CREDENTIAL_FIELDS else _REFUSED.get(name, "")
+    return _CREDENTIAL if name in CREDENTIAL_FIELDS else _REFUSED.get(name, "")
 
 
 def _add_metadata(request: HookRequest, value: Any, encoded: msgspec.Raw, body: dict[str, msgspec.Raw | None]) -> None:
@@ -167,6 +168,7 @@ _REFUSED: Final = {
     "model": "return the model as the first element",
     "messages": "return the messages as the second element",
     "input": "return the messages as the second element",
+    "extra_body": "return what is in it beside the other parameters",
 }
 
 
@@ -176,7 +178,7 @@ def merge(body: dict[str, msgspec.Raw], result: HookResult | None) -> dict[str, 
     return {
         name: value
         for name, value in merged.items()
-        if value is not None and name not in fields.PROMPT_FIELDS and not is_prompt_object(name, value)
+        if value is not None and name not in PROMPT_FIELDS and not is_prompt_object(name, value)
     }
 
 

@@ -22,6 +22,7 @@ from fakes.prompts import (
 )
 from fakes.prompts import user_module as user
 
+from pipeline.body_fields import CONTROL_FIELDS, CREDENTIAL_FIELDS
 from pipeline.errors import InvalidRequest
 from pipeline.job import PromptRef
 from pipeline.stage import Forward
@@ -41,7 +42,7 @@ VOUCHED = {
 @pytest.mark.parametrize("hook", [sync_hook, async_hook])
 async def test_a_hook_that_takes_everything_gets_the_whole_contract(tmp_path: Path, hook: Any) -> None:
     body = {"tools": [{"type": "function"}], "temperature": 0.5, "user": "u", "stream": True, "model": "gpt-4"}
-    controls = {"num_retries": 1, "tags": ["a"], "litellm_trace_id": "t", "api_key": "sk", "prompt_id": "1234"}
+    controls = dict.fromkeys(CONTROL_FIELDS | CREDENTIAL_FIELDS, 1) | {"litellm_trace_id": "t", "prompt_id": "1234"}
     ref = PromptRef(id="1234", version=3, label="prod")
     outcome = await resolve(
         configured(tmp_path, hook(UNCHANGED)),

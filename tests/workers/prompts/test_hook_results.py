@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fakes.prompts import async_hook, configured, failed, forwarded, resolve, sync_hook
 
+from pipeline.body_fields import CREDENTIAL_FIELDS
 from pipeline.errors import PromptManagerError
 from pipeline.stage import Fail, Forward
 from workers.prompts import results
@@ -42,6 +43,7 @@ USER = {"role": "user", "content": "hi"}
         ),
         ("(model, messages, {'metadata': {'key': b''}})", "metadata cannot be sent as JSON (bytes in it)"),
         ("(model, messages, {1: 2})", "the key 1"),
+        ("(model, messages, {'extra_body': {'top_k': 5}})", "beside the other parameters"),
     ],
 )
 @pytest.mark.parametrize("hook", [sync_hook, async_hook])
@@ -97,7 +99,7 @@ async def test_the_managers_parameters_win_and_none_removes(tmp_path: Path, code
     assert body == expected
 
 
-@pytest.mark.parametrize("name", ["stream", "model", "messages", "input", "api_key", "api_base", "extra_headers"])
+@pytest.mark.parametrize("name", ["stream", "model", "messages", "input", *sorted(CREDENTIAL_FIELDS)])
 async def test_what_a_manager_may_not_set_is_an_error_naming_the_key(tmp_path: Path, name: str) -> None:
     source = sync_hook(f"return model, messages, {{{name!r}: 'x'}}")
     assert repr(name) in failed(await resolve(configured(tmp_path, source)), PromptManagerError)
@@ -245,6 +247,6 @@ async def test_a_responses_item_of_a_subclass_is_a_plain_item(tmp_path: Path) ->
 
 
 async def test_fields_that_look_odd_but_are_the_clients_reach_the_hook_and_go_on(tmp_path: Path) -> None:
-    source = sync_hook("non_default_params['extra_body']['b'] = 2; return model, messages, non_default_params")
-    outcome = await resolve(configured(tmp_path, source), {"extra_body": {"a": 1}})
-    assert forwarded(outcome)["extra_body"] == {"a": 1, "b": 2}
+    source = sync_hook("non_default_params['chat_template']['b'] = 2; return model, messages, non_default_params")
+    outcome = await resolve(configured(tmp_path, source), {"chat_template": {"a": 1}})
+    assert forwarded(outcome)["chat_template"] == {"a": 1, "b": 2}
