@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import random
 import signal
+import time
 
 import anyio
+import msgspec
 from chaos.arena import Arena, Layout
 from chaos.scenario import Verdict, scenario
+from chaos.scenarios.batch_kills import KEPT, ONE
 from fakes.waiting import wait_until
 
 from pipeline.errors import DeadlineExceeded
 
 HOUR = 3600
+ALMOST = 3000
+"""Seconds: what has lain about for an hour, by the clock of a machine, is swept."""
+
 OWN_TIME = 4.0
 """Seconds requests take themselves, on a busy machine."""
 
@@ -27,7 +33,7 @@ _SITE = """
 import json, pathlib, sys, time
 
 _file = pathlib.Path(__file__).with_name("clocks")
-_part = next((part for part in ("ingress", "resolve", "dispatch") if part in sys.orig_argv), "")
+_part = next((part for part in ("ingress", "resolve", "dispatch", "feed") if part in sys.orig_argv), "")
 _time, _time_ns = time.time, time.time_ns
 
 def _wrong():
@@ -72,6 +78,28 @@ async def clock_skew(arena: Arena, chance: random.Random) -> Verdict:
     return Verdict(
         codes=frozenset({DeadlineExceeded.code}), within=OWN_TIME, figures={"deadline_s": round(max(late), 2)}
     )
+
+
+async def batch_clock_skew(arena: Arena, chance: random.Random) -> Verdict:
+    """Make a batch where it is later than where it is fed, and the other way round half-way, with another owner."""
+    set_clocks(arena, ingress=ALMOST, feed=-ALMOST, resolve=-HOUR, dispatch=HOUR)
+    await arena.ended(arena.signal("feed", signal.SIGTERM))
+    async with arena.batch() as batch:
+        await batch.reaches(chance.uniform(0.2, 0.5))
+        set_clocks(arena, ingress=-ALMOST, feed=ALMOST, resolve=HOUR, dispatch=-HOUR)
+        await arena.ended(arena.signal("feed", signal.SIGTERM))
+    set_clocks(arena)
+    assert abs(batch.now["completed_at"] - time.time()) < HOUR / 2, "it was over by another clock than the server's"
+    return Verdict(kept=KEPT)
+
+
+scenario(
+    "batch-clock-skew",
+    "F18",
+    "clocks of ingress and feed 100 minutes apart in a batch of 2,000 lines, the other way round half-way",
+    layout=msgspec.structs.replace(ONE, site=_SITE),
+    seconds=15,
+)(batch_clock_skew)
 
 
 scenario(
