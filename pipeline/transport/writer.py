@@ -53,9 +53,8 @@ class Writer:
         """Per run that begins, its first frame and what came before that was sent: it is fenced as the first is."""
         self._frames: dict[str, list[tuple[HeldDelivery, Frame]]] = {}
         self._frame_bytes = 0
-        self._wake = anyio.Event()
-        self._urgent = anyio.Event()
-        self._relief = anyio.Event()
+        # A turn of each a group: anyio's cannot be cleared, and a new one costs 3 µs.
+        self._wake, self._urgent, self._relief = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.written: dict[str, Callable[[HeldDelivery], None]] = {}
         """Per stage, what to call once a delivery's outcome is written, or never will be."""
         self._closing = False
@@ -109,14 +108,14 @@ class Writer:
                 if self._closing:
                     self.finished.set()
                     return
-                self._wake = anyio.Event()
+                self._wake.clear()
                 await self._wake.wait()
                 continue
             if not self._urgent.is_set():
                 timer = loop.call_at(due, self._urgent.set)  # not a scope with a deadline: that costs 17 µs more
                 await self._urgent.wait()
                 timer.cancel()
-            self._urgent = anyio.Event()
+            self._urgent.clear()
             due = loop.time() + FRAME_PACE
             await self._write()
 
@@ -127,8 +126,8 @@ class Writer:
         firsts, self._firsts = self._firsts, {}
         frames, self._frames = self._frames, {}
         self._frame_bytes = 0
-        self._relief.set()
-        self._relief = anyio.Event()
+        self._relief.set()  # whoever waits goes on, although it is cleared at once
+        self._relief.clear()
         now = self._clock.now()
         group = Group(self._consumer)
         for delivery, begun in firsts.values():
