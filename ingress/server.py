@@ -25,15 +25,13 @@ from pipeline import logs
 from pipeline.errors import ConfigurationError
 from pipeline.exposure import check_exposure
 from pipeline.hangup import KeyReloader
+from pipeline.listener import SOCKET_VARIABLE
 from pipeline.open_files import connections_left
 from pipeline.settings import IngressSettings, Settings
 from pipeline.startup import Source
 
 if TYPE_CHECKING:
     from pipeline.transport.client import TransportClient
-
-SOCKET_VARIABLE: Final = "PROMPTMILL_SOCKET_FD"
-"""Number of an open, bound socket: `up` binds the port once, for all its ingress processes."""
 
 FIRST_CONTACT: Final = 2.0
 """Seconds a starting process waits for Redis before it takes requests, which it would refuse until then."""

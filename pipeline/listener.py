@@ -8,6 +8,9 @@ from typing import Final
 
 from pipeline.errors import ConfigurationError
 
+SOCKET_VARIABLE: Final = "PROMPTMILL_SOCKET_FD"
+"""Number of the open, bound socket that an ingress process inherits: `up` binds the port once, for all of them."""
+
 _QUEUE: Final = 2048
 _UNSENT: Final = 256 * 1024
 """Bytes of answers the kernel keeps for a connection, or twice that; by itself it would keep up to 4 MB for each."""

@@ -16,16 +16,13 @@ from pipeline.errors import ConfigurationError
 from pipeline.exposure import check_exposure
 from pipeline.fleet import PARTS
 from pipeline.job import LANES, LIVE, serving
+from pipeline.listener import SOCKET_VARIABLE
 from pipeline.processes import Spec
 from pipeline.procfile import OURS, Procfile
 from pipeline.settings import Settings
 from pipeline.startup import configured_url
 from pipeline.tether import PARENT_VARIABLE, tied
 from pipeline.transport import embedded
-
-SOCKET_VARIABLE: Final = "PROMPTMILL_SOCKET_FD"
-"""Number of the listening socket that an ingress process inherits."""
-
 
 FOR_PEOPLE: Final = ("prompt", "batch")
 """Commands that packages bring and that are no processes of a gateway."""

@@ -15,7 +15,6 @@ from pipeline import failpoints, logs, metrics
 from pipeline.catalog import Catalog
 from pipeline.errors import (
     DeadlineExceeded,
-    InternalError,
     MessageUnreadable,
     NoWorker,
     PipelineError,
@@ -30,7 +29,7 @@ from pipeline.stage import Fail, Stage, StageContext, StageSpec
 from pipeline.transport.delivery import End, HeldDelivery
 from pipeline.transport.stage_stream import UNREADABLE, StageStream
 from pipeline.transport.worker import WorkerTransport
-from pipeline.transport.writes import Dead, Drop, Effect
+from pipeline.transport.writes import Dead, Drop, Effect, bug
 
 FLUSH_LIMIT: Final = 10.0
 """Seconds a stopping process tries to write its last outcomes."""
@@ -198,8 +197,8 @@ class StageRunner:
     def _bug(self, delivery: HeldDelivery, error: BaseException) -> Dead:
         name = type(error).__name__
         log.error("stage failed", job=delivery.job.id, stage=self._spec.name, error=name, exc_info=error)
-        failure = InternalError("promptmill failed on this request", hint="It is kept as a dead letter.")
-        return self._dead(delivery, failure, f"bug: {type(error).__name__}")
+        dead = bug(error)
+        return self._dead(delivery, dead.error, dead.reason)
 
     async def _guard(self, delivery: HeldDelivery) -> Effect | None:
         """Run the stage on a delivery; None when the delivery is not ours to settle any more."""

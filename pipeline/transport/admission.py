@@ -14,7 +14,7 @@ from pipeline.errors import BacklogFull, PipelineError, TransportError, Transpor
 from pipeline.job import LANES, Job, encode
 from pipeline.settings import IngressSettings
 from pipeline.transport import keyspace
-from pipeline.transport.connection import ADMIT, ANSWER_TIMEOUT, Backoff, Command, Link
+from pipeline.transport.connection import ADMIT, ANSWER_TIMEOUT, Backoff, Command, Link, server_full
 from pipeline.transport.pace import Pace
 from pipeline.transport.writes import INLINE
 
@@ -92,7 +92,7 @@ class Admission:
         """
         if self._server_full:
             self._refused.set()
-            raise _full()
+            raise server_full()
         waiting = 0
         for stage in stages:
             heard = self.loads.get((stage, lane))
@@ -218,7 +218,7 @@ class Admission:
             raise
         for (waiting, _), stored in zip(bodies, replies, strict=False):
             if isinstance(stored, Exception):  # the memory limit stood between the body and the job
-                waiting.error = _full()
+                waiting.error = server_full()
         last, *rest = replies[-1]
         self._remember(last, self._batch)
         self._learn(rest[len(taken) :])
@@ -256,10 +256,11 @@ class Admission:
         self._remember(last, last)
         self._learn(rest)
 
-    def _remember(self, last: int, now: int) -> None:
+    def _remember(self, last: int, batch: int) -> None:
+        """Take note that the server remembers `batch`; before, it remembered `last`."""
         if last < self._admitted:  # flushed, or restarted without its last second
             self._lost(last)
-        self._admitted = now
+        self._admitted = batch
 
     def _command(self, count: int, arguments: list[Any]) -> Command:
         keys = [keyspace.admitted(self._consumer)]
@@ -291,13 +292,5 @@ def _arguments(taken: list[_Waiting], pairs: list[tuple[str, str]]) -> tuple[lis
 def _raise_refusal(reply: Any) -> None:
     if isinstance(reply, Exception):
         if isinstance(reply, OutOfMemoryError):
-            raise _full()
+            raise server_full()
         raise TransportUnavailable(f"Redis refused the admission: {reply}", retry_after=1.0)
-
-
-def _full() -> TransportFull:
-    return TransportFull(
-        "Redis is at its memory limit and takes no new jobs",
-        hint="Nothing ran; try again when the workers have caught up, or raise `maxmemory`.",
-        retry_after=2.0,
-    )

@@ -129,7 +129,7 @@ class TransportClient:
             raise
         except TransportUnavailable:  # its words are the operator's: where Redis is does not concern a client
             self._drop(waiter)
-            raise unreachable() from None
+            raise unreachable("It may have run, and is cancelled; try again.") from None
         except BaseException:  # unknown, or the client left meanwhile: whatever got through is not wanted
             self._drop(waiter)
             raise
@@ -265,9 +265,9 @@ class TransportClient:
                 await link.close()
 
 
-def unreachable() -> TransportUnavailable:
+def unreachable(hint: str = "Nothing ran; try again.") -> TransportUnavailable:
     """Return the error for a request that cannot be taken while Redis is away."""
-    return TransportUnavailable("Redis cannot be reached", hint="Nothing ran; try again.", retry_after=1.0)
+    return TransportUnavailable("Redis cannot be reached", hint=hint, retry_after=1.0)
 
 
 def no_worker(stage: str, silent: float) -> NoWorker:

@@ -123,11 +123,7 @@ class Link:
         """Send one command and return its reply. Raises TransportFull or TransportUnavailable for an error reply."""
         (reply,) = await self.call(command)
         if isinstance(reply, OutOfMemoryError):
-            raise TransportFull(
-                "Redis is at its memory limit and takes no new jobs",
-                hint="Raise `maxmemory`, or wait until the workers have caught up.",
-                retry_after=2.0,
-            ) from reply
+            raise server_full() from reply
         if isinstance(reply, ResponseError):
             raise TransportUnavailable(f"Redis refused {command[0]!s}: {reply}", retry_after=1.0) from reply
         return reply
@@ -227,6 +223,15 @@ def _trouble(error: BaseException) -> tuple[str, str]:
     if "max number of clients" in str(error):
         return "has no connection left (maxclients)", "Raise its `maxclients`."
     return f"cannot be reached ({type(error).__name__})", "Requests are served again as soon as it is back."
+
+
+def server_full() -> TransportFull:
+    """Return the error for what a server at its memory limit did not take."""
+    return TransportFull(
+        "Redis is at its memory limit and takes no new jobs",
+        hint="Nothing ran; try again when the workers have caught up, or raise `maxmemory`.",
+        retry_after=2.0,
+    )
 
 
 def describe(url: str) -> str:

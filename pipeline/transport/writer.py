@@ -11,13 +11,13 @@ import anyio
 from redis.exceptions import OutOfMemoryError
 
 from pipeline import failpoints, logs, metrics
-from pipeline.errors import InternalError, TransportError
+from pipeline.errors import TransportError
 from pipeline.job import BATCH, Frame
 from pipeline.stage import Done, Fail
 from pipeline.transport.clock import ServerClock
 from pipeline.transport.connection import STORE, WRITE, Backoff, Command, Link
 from pipeline.transport.delivery import End, HeldDelivery
-from pipeline.transport.writes import Dead, Effect, Group
+from pipeline.transport.writes import Dead, Effect, Group, bug
 
 GROUP_WRITES: Final = 128
 """Most settlements in one script call: at 7 µs each they hold the server for less than a millisecond."""
@@ -53,7 +53,7 @@ class Writer:
         """Per run that begins, its first frame and what came before that was sent: it is fenced as the first is."""
         self._frames: dict[str, list[tuple[HeldDelivery, Frame]]] = {}
         self._frame_bytes = 0
-        # A turn of each a group: anyio's cannot be cleared, and a new one costs 3 µs.
+        # Cleared for each group: anyio's cannot be, and a new one costs 3 µs.
         self._wake, self._urgent, self._relief = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.written: dict[str, Callable[[HeldDelivery], None]] = {}
         """Per stage, what to call once a delivery's outcome is written, or never will be."""
@@ -216,8 +216,7 @@ def _add_settlement(group: Group, delivery: HeldDelivery, effect: Effect, now: i
             group.settle(delivery, effect, now)
     except Exception as error:  # noqa: BLE001 - whatever a stage put into its outcome, the writer writes for all
         log.error("outcome cannot be written", job=delivery.job.id, error=type(error).__name__)
-        failure = InternalError("promptmill failed on this request", hint="It is kept as a dead letter.")
-        effect = Dead(failure, f"bug: {type(error).__name__}")
+        effect = bug(error)
         group.settle(delivery, effect, now)
     return delivery, effect
 

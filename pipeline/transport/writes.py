@@ -7,7 +7,7 @@ from typing import Final, assert_never
 
 import msgspec
 
-from pipeline.errors import ConfigMismatch, PipelineError
+from pipeline.errors import ConfigMismatch, InternalError, PipelineError
 from pipeline.job import ErrorFields, Facts, Frame, Job, Reply, encode
 from pipeline.stage import Defer, Done, Fail, Forward, Outcome
 from pipeline.transport import keyspace
@@ -25,6 +25,12 @@ class Dead(msgspec.Struct, frozen=True):
     error: PipelineError
     reason: str
     keep_body: bool = False
+
+
+def bug(error: BaseException) -> Dead:
+    """Return the end of a job on which a stage failed."""
+    failure = InternalError("promptmill failed on this request", hint="It is kept as a dead letter.")
+    return Dead(failure, f"bug: {type(error).__name__}")
 
 
 class Drop(msgspec.Struct, frozen=True):

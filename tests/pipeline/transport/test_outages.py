@@ -273,9 +273,13 @@ async def test_a_black_hole_is_noticed(url: str, monkeypatch) -> None:
     monkeypatch.setattr(connection, "ANSWER_TIMEOUT", 0.3)
     async with proxy_to(url) as proxy, connected_client(proxy.url, QUICK) as client:
         proxy.black_hole = True
-        with anyio.fail_after(5), pytest.raises(TransportUnavailable):
+        with anyio.fail_after(5), pytest.raises(TransportUnavailable) as unknown:
             await client.submit(job_for(client), b"{}")
+        assert "may have run" in unknown.value.hint
         await wait_until(lambda: not client.status().connected)
+        with pytest.raises(TransportUnavailable) as refused:
+            await client.submit(job_for(client), b"{}")
+        assert "Nothing ran" in refused.value.hint
         proxy.black_hole = False
         proxy.cut()
         await wait_until(lambda: client.status().connected)
