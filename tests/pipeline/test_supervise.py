@@ -78,6 +78,29 @@ async def test_a_start_that_takes_long_says_what_is_missing_and_can_be_stopped(
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+async def test_a_configuration_that_the_disk_does_not_give_on_sighup_changes_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = ""
+
+    def unreadable() -> Plan:
+        raise OSError("the disk fails")
+
+    def has_said(words: str) -> bool:
+        nonlocal said
+        said += capfd.readouterr().err
+        return words in said
+
+    with start_server(tmp_path / "redis") as server, listen("127.0.0.1", 0) as sock, lockfile.hold(tmp_path) as lock:
+        supervisor = Supervisor(plan(tmp_path, "other: sleep 60\n", server.url), unreadable, sock, lock)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(supervisor.run)
+            await wait_until(lambda: has_said("is starting"))
+            os.kill(os.getpid(), signal.SIGHUP)
+            await wait_until(lambda: has_said("not reloaded, all goes on as it was: the disk fails"))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 async def test_an_address_of_redis_that_cannot_be_one_ends_the_start_in_words(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="REDIS_URL cannot be used"):
         await run(plan(tmp_path, "other: sleep 60\n", "garbage"), tmp_path)
