@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 TAKEN_TTL_MS: Final = 10_000
 BUDGET: Final = 256 * 2**20
 
-PIECE: Final = 16 * 2**20
+PIECE: Final = 4 * 2**20
 LEAST_PIECE: Final = 64 * 2**10
 """Bytes of a body fetched at a time: fewer after each time that they did not come within Redis' time for an answer."""
 
@@ -31,6 +31,7 @@ class Bodies:
         self._freed = anyio.Event()
         self._turn = anyio.Lock(fast_acquire=True)
         self._asking = anyio.Lock(fast_acquire=True)
+        self._backoff = Backoff()
         self._taken: list[str] = []
 
     @asynccontextmanager
@@ -50,16 +51,17 @@ class Bodies:
 
     async def fetch(self, reference: str) -> bytes | None:
         """Return a body however slow the way to Redis is; None when it has expired. Asks until Redis answers."""
-        pieces, come, piece, backoff = list[bytes](), 0, PIECE, Backoff()
+        pieces, come, piece = list[bytes](), 0, PIECE
         while True:
             part: Command = ("GETRANGE", reference, come, come + piece - 1)
-            try:
-                async with self._asking:  # for a piece alone: others do not wait for all of a large one
+            async with self._asking:  # for a piece alone: others do not wait for all of a large one
+                try:
                     size, data = await self._link.call(("STRLEN", reference), part)
-            except TransportError:
-                piece = max(LEAST_PIECE, piece // 2)
-                await backoff.pause()
-                continue
+                except TransportError:
+                    piece = max(LEAST_PIECE, piece // 2)
+                    await self._backoff.pause()  # all of them: hundreds that wait must not each try to connect
+                    continue
+            self._backoff.reset()
             if not data or isinstance(data, Exception):
                 return None
             pieces.append(data)

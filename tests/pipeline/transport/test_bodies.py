@@ -46,6 +46,7 @@ async def test_a_body_that_takes_longer_than_an_answer_may_comes_in_pieces_and_h
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "ANSWER_TIMEOUT", 0.2)
+    monkeypatch.setattr(bodies_module, "PIECE", 2**19)
     large, order = bytes(range(256)) * 2048, list[bytes | None]()
     async with raw_link(url) as link, proxy_to(url) as proxy:
         await link.call(("SET", "large", large, "PX", 60_000), ("SET", "small", "small", "PX", 60_000))
@@ -64,6 +65,27 @@ async def test_a_body_that_takes_longer_than_an_answer_may_comes_in_pieces_and_h
                 await wait_until(lambda: len(order) == 2, timeout=10)
         await slow.close()
     assert order == [b"small", large]
+
+
+async def test_bodies_that_wait_for_a_server_that_is_away_try_to_reach_it_one_at_a_time(url: str) -> None:
+    async with raw_link(url) as link, proxy_to(url) as proxy:
+        await link.run(("SET", "body", "here", "PX", 60_000))
+        proxy.refuse = True
+        away = Link(proxy.url, "away")
+        bodies, found = Bodies(away), list[bytes | None]()
+
+        async def fetch() -> None:
+            found.append(await bodies.fetch("body"))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(200):
+                tasks.start_soon(fetch)
+            with anyio.move_on_after(0.5):
+                await wait_until(lambda: proxy.connections > 20)
+            assert proxy.connections < 15
+            proxy.refuse = False
+        await away.close()
+    assert found == [b"here"] * 200
 
 
 async def test_of_a_body_that_expires_while_it_is_fetched_there_is_nothing(
