@@ -18,6 +18,8 @@ from chaos.scenario import Verdict, scenario
 from chaos.witness import now
 from fakes.waiting import wait_until
 
+from pipeline.transport.registry import BEAT, GONE_AFTER
+
 FROZEN_LEASES = 3
 REQUESTS = 16
 WAKES = 0.5
@@ -26,18 +28,21 @@ WAKES = 0.5
 OWN_TIME = 4.0
 """Seconds the requests take themselves, on a busy machine."""
 
+GIVEN_UP = GONE_AFTER + 3 * BEAT
+"""Seconds after which workers have dropped what a frozen ingress waits for."""
+
 WATCHED = 2.0
 """Seconds after a thaw during which the owners of pending deliveries are looked at."""
 
 
 @asynccontextmanager
-async def frozen(arena: Arena, pid: int) -> AsyncIterator[None]:
-    """Freeze a process for three leases, whatever happens meanwhile; it goes on afterwards."""
+async def frozen(arena: Arena, pid: int, seconds: float = 0.0) -> AsyncIterator[None]:
+    """Freeze a process for three leases or `seconds`, whatever happens meanwhile; it goes on afterwards."""
     os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
     try:
         yield
-        await anyio.sleep(began + FROZEN_LEASES * arena.layout.lease - time.monotonic())
+        await anyio.sleep(began + (seconds or FROZEN_LEASES * arena.layout.lease) - time.monotonic())
     finally:
         os.kill(pid, signal.SIGCONT)
 
@@ -196,3 +201,29 @@ async def freeze_ingress(arena: Arena, chance: random.Random) -> Verdict:
 
 
 scenario("freeze-ingress", "F5", "SIGSTOP of the ingress for 3 leases, requests under way", seconds=6)(freeze_ingress)
+
+
+async def freeze_ingress_for_long(arena: Arena, chance: random.Random) -> Verdict:
+    """Freeze the ingress until its requests are given up: their clients hear so as soon as it goes on."""
+    arena.witness.takes = 2 * GIVEN_UP
+    began = now()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(arena.load.burst, REQUESTS)
+        await wait_until(lambda: arena.witness.begun(began) >= REQUESTS, timeout=10)
+        async with frozen(arena, arena.signal("ingress", signal.SIGSTOP), GIVEN_UP):
+            await wait_until(lambda: len(arena.witness.left) == REQUESTS, timeout=GIVEN_UP)
+        thawed, arena.witness.takes = now(), 0.2
+    heard = max(outcome.at for outcome in arena.load.outcomes) - thawed
+    return Verdict(
+        codes=frozenset({"redis_unavailable"}),
+        within=GIVEN_UP + OWN_TIME,
+        figures={"heard_s": round(heard, 2)},
+    )
+
+
+scenario(
+    "freeze-ingress-for-long",
+    "F5",
+    f"SIGSTOP of the ingress for {GIVEN_UP:.0f} s, requests under way, whose calls end meanwhile",
+    seconds=GIVEN_UP + 4,
+)(freeze_ingress_for_long)
