@@ -92,6 +92,7 @@ class Simulation:
             if self._answers and self._answers[0].at <= at:
                 self._hear(heapq.heappop(self._answers))
             elif at >= until:
+                self.clock.now = max(self.clock.now, until)
                 return [process.figures for process in self.processes]
             elif min(waits) == math.inf:
                 self.clock.now = at

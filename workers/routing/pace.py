@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from workers.providers._errors import LONGEST_REST
+from workers.routing.climb import AGAIN, Climb
 from workers.routing.ramp import Ramp
 
 FULL: Final = 20_000.0
@@ -23,6 +24,9 @@ SLACK: Final = 0.025
 SEARCH: Final = 6.0
 """Seconds in which a pace is doubled that was learned once only: others may have had their part of that period."""
 
+HIGHER: Final = 1.25
+"""How many times as much is more than chance."""
+
 LONG: Final = 2.5
 """A longer rest ends a period of the provider's; a shorter one may mostly be its rounding up to a whole second."""
 
@@ -30,8 +34,10 @@ MEMORY: Final = 120.0
 """Seconds after which what was accepted counts half."""
 
 IDLE: Final = 60.0
+"""Seconds without a call after which what was found of a provider without a limit is out of date."""
+
 UNASKED: Final = 32.0
-"""Seconds of the longest rest of a provider that does not say how long: 1, 2, 4 … while it goes on refusing."""
+"""Seconds of the longest rest where the provider does not say how long: 1, 2, 4 … up to these while it refuses."""
 
 
 class _Cycle(msgspec.Struct):
@@ -42,6 +48,8 @@ class _Cycle(msgspec.Struct):
     hit: float = 0.0
     """Calls a second, and when, as the first refusal came."""
     hit_at: float = 0.0
+    known: float = 0.0
+    """Calls a second that were learned before it; 0 when none were."""
 
 
 class Pace:
@@ -61,13 +69,11 @@ class Pace:
         self._last: _Cycle | None = None
         self._resting = False
         self._until = 0.0
-        self._next = 0.0
-        self._strikes = self._struck = 0
-        """Rests in a row that were too short, this one included or not."""
+        self._next = clock()
+        self._guess = self._guessed = 0.5
+        """Seconds of a rest, and of the one before, of which the provider says nothing."""
         self._ramp = Ramp()
-        self._base = self._goal = self._climb = 0.0
-        """The learned rate: from `base` to `goal` within `climb` seconds of calls, and slowly on from there."""
-        self._grown = 0.0
+        self._climb = Climb()
         self._kept = 0.0
         """Calls that a bucket keeps for later, at least; -1 where the provider counts periods instead."""
         self._came_back = 0.0
@@ -76,7 +82,7 @@ class Pace:
     @property
     def known(self) -> bool:
         """Whether calls are at a limit, a learned one or the one configured."""
-        return self._base > 0 or self._ramp.rate >= self._configured
+        return self._climb.base > 0 or self._ramp.rate >= self._configured
 
     @property
     def rest(self) -> float:
@@ -86,20 +92,13 @@ class Pace:
     @property
     def rate(self) -> float:
         """Calls a second; infinite where no limit was met."""
-        if not self._base:
-            rate = self._ramp.rate
-        elif self._grown < self._climb:
-            rate = self._base * (self._goal / self._base) ** (self._grown / self._climb)
-        else:
-            beyond = self._grown - self._climb
-            # A percent in half a minute; faster and faster, for limits may be raised.
-            rate = self._goal * (1 + beyond / 3000 + 0.05 * (beyond / 120) ** 3)
+        rate = self._climb.rate if self._climb.base else self._ramp.rate
         return min(rate if rate < FULL else math.inf, self._configured)
 
     @property
     def most(self) -> float:
         """How many calls may be under way; infinite where a limit was met, for then the rate keeps to it."""
-        if self._base:
+        if self._climb.base:
             return math.inf
         # One more each second in which none began: those under way may hang.
         return self._ramp.most + max(0.0, self._clock() - self._next)
@@ -116,7 +115,7 @@ class Pace:
 
         While no limit is known, few calls under way waste few, at whatever rate they are answered.
         """
-        unlimited = not self._base and self._configured == math.inf
+        unlimited = not self._climb.base and self._configured == math.inf
         return self.rest if unlimited and under_way + 1 <= self._ramp.few else self.wait
 
     def launch(self, seconds: float = 0.0) -> int:
@@ -124,13 +123,13 @@ class Pace:
         now = self._clock()
         if self._resting:
             self._resume(now)
-        idle = now - self._next
+        idle = self._skip(now)
         if idle > IDLE:
             self._ramp = Ramp()
         spacing = 1 / self.rate
         at = max(self._next, now - SLACK)
         self._next = (at if self.known else min(at, now)) + spacing
-        self._grown += spacing
+        self._climb.grow(spacing)
         self._ramp.grow(seconds, idle)
         cycle = self._cycle
         cycle.accepted += 1
@@ -154,16 +153,31 @@ class Pace:
     def limited(self, retry_after: float | None) -> None:
         """Rest: the provider's limit is reached, by whomever."""
         now = self._clock()
+        if self._resting and now - self._until > IDLE:
+            self._resume(self._until)
         if not self._resting:
+            if now - self._next > IDLE:  # who does not call learns nothing from what others meet
+                self._until = max(self._until, now + min(retry_after or 1.0, LONGEST_REST))
+                return
+            self._skip(now)
             self._resting = True
             self._cycle.hit, self._cycle.hit_at = min(self.rate, FULL), now
-            self._struck, self._strikes = self._strikes, 0
-        if self._cycle.accepted < 1 and self._last is not None and self._cycle is not self._last:
-            self._cycle = self._last  # nothing was accepted: the rest before was too short, and goes on
-            self._strikes = self._struck + 1
-        asked = min(UNASKED, 2.0**self._strikes) if retry_after is None else min(retry_after, LONGEST_REST)
+            self._guessed, self._guess = self._guess, 1.0
+        if self._cycle.accepted < 1 and self._cycle is not self._last:
+            self._cycle = self._last or self._cycle  # nothing was accepted: the rest before was too short, and goes on
+            self._guess = min(UNASKED, 2 * self._guessed)
+        # Who asks for too little again and again gets more, by and by.
+        asked = max(min(retry_after, LONGEST_REST), (self._guess - 1) / 4) if retry_after else self._guess
         self._until = max(self._until, now + asked)
         self._learn()
+
+    def _skip(self, now: float) -> float:
+        """Leave a time in which no call was to be made out of the cycle. Returns how many seconds it is."""
+        idle = now - self._next
+        if idle > LONG:
+            self._cycle.began += idle
+            self._next = now
+        return idle
 
     def believes(self, rest: float) -> bool:
         """
@@ -173,42 +187,49 @@ class Pace:
         limit is back, although a part of it is back at once.
         """
         cycle = self._cycle
-        return cycle.accepted >= 0.9 * self._base * (self._clock() - cycle.began + rest)
+        return cycle.accepted >= 0.9 * self._climb.base * (self._clock() - cycle.began + rest)
 
     def _learn(self) -> None:
         cycle = self._cycle
-        if self._last is None and cycle.accepted < 1:
-            self._ramp, self._base = Ramp(), 0.0  # the limit had been reached before the first call: it is not known
+        if self._last is None and cycle.accepted < 1:  # it had been reached before the first call, and is not known
+            self._ramp, self._climb = Ramp(), Climb()
             return
         rest = self._until - cycle.hit_at
-        low = max(cycle.accepted, 1.0) / max(cycle.hit_at - cycle.began + rest, 0.001)
+        low = self._accepted(cycle)
         high = max(cycle.hit, low)
         self._came_back = low * rest if rest <= LONG else math.inf
-        if rest > LONG and self._last is None:
-            self._base, self._goal = MARGIN * low, 2**10 * low
-            self._climb = 10 * SEARCH
-            return
         if rest > LONG:
-            self._base = self._goal = MARGIN * low
-            self._climb = 0.0
-        elif high < 1.2 * low:
-            self._base, self._goal = MARGIN * math.sqrt(low * high), MARGIN * high
-            self._climb = 40.0
+            self._learn_period(low, high)
+            return
+        if high < 1.2 * low:
+            base, goal, seconds = MARGIN * math.sqrt(low * high), MARGIN * high, 40.0
         elif low * rest + 1 <= self._kept:  # all that came back during the rest was kept: that is the limit, about
             accepted = max(cycle.accepted, 1.0)
-            self._base, self._goal = MARGIN * low, low * (1 + 1 / accepted)
-            self._climb = min(120.0, 20 * accepted)
+            base, goal, seconds = MARGIN * low, low * (1 + 1 / accepted), min(120.0, 20 * accepted)
         else:  # most of the time was the rest, and some may be lost, so the limit is somewhere between the two
-            self._base, self._goal = low**0.6 * high**0.4, high
-            self._climb = max(15.0, 15 * rest) if high < 2 * low else 6.0
-        self._climb *= max(1.0, 2.5 / self._base)  # of few calls each refusal counts more
+            base, goal, seconds = low**0.6 * high**0.4, high, max(15.0, 15 * rest) if high < 2 * low else 6.0
+        self._climb.learn(base, goal, seconds * max(1.0, 2.5 / base))  # of few calls each refusal counts more
+
+    def _learn_period(self, low: float, high: float) -> None:
+        goal = low
+        # Where the rate rose within the cycle the limit is between the two; a rest that was tried out is too long.
+        if low > HIGHER * self._cycle.known and self._guess <= 1:
+            goal = high if self._cycle.known else 2**10 * low
+        doubled = AGAIN if self._climb.proven else SEARCH
+        self._climb.learn(MARGIN * low, MARGIN * goal, doubled * math.log2(goal / low))
+
+    def _accepted(self, cycle: _Cycle) -> float:
+        """Return the calls a second that were accepted in a cycle, its rest included."""
+        return max(cycle.accepted, 1.0) / max(self._until - cycle.began, 0.001)
 
     def _resume(self, now: float) -> None:
         self._resting = False
         self._number += 1
         if self._kept >= 0:
             self._kept = max(self._kept, self._came_back) if self._came_back < math.inf else -1.0
-        if self._base:
-            self._last = self._cycle
-        self._cycle = _Cycle(self._until)
-        self._grown, self._next = 0.0, now
+        if self._climb.base:
+            self._last = cycle = self._cycle
+            if (low := self._accepted(cycle)) <= HIGHER * cycle.known:
+                self._climb.prove(low, self._until - cycle.began)
+        self._cycle = _Cycle(now, known=self._climb.base)
+        self._next = now
