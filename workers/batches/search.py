@@ -13,8 +13,11 @@ from workers.batches.window import Window
 PATIENCE: Final = 3.0
 """Seconds without any outcome after which jobs are looked for; twice as long before each further look."""
 
-SHARE: Final = 0.05
+SHARE: Final = 0.2
 """Most of the time that such looks may take: one at a window of large lines is work for Redis, too."""
+
+LONGEST: Final = 20.0
+"""Seconds of that patience at most: on a busy machine a look takes long although it is little work."""
 
 
 class Search:
@@ -41,7 +44,7 @@ class Search:
         if doubts != self._doubts:
             self._admitted, began = self._window.admitted, anyio.current_time()
             self._found = await self._transport.under_way(self._batch)
-            self._least = max(PATIENCE, (anyio.current_time() - began) / SHARE)
+            self._least = min(LONGEST, max(PATIENCE, (anyio.current_time() - began) / SHARE))
             self._doubts = doubts
         if self._found is not None and self._stream.has_concluded(self._found.last_answer):
             self._window.reconcile(self._admitted, self._found.jobs)
