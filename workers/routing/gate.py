@@ -19,7 +19,7 @@ from pipeline.errors import (
 )
 from workers.providers._remaining import Remaining
 from workers.routing.allowance import Allowance, Launch
-from workers.routing.limit import Limit
+from workers.routing.limit import SLOW, Limit
 from workers.routing.pace import Pace
 
 PATIENCE: Final = 2.0
@@ -114,14 +114,14 @@ class Gate:
         asked = error.retry_after if error is not None else None
         if limited and asked is None:
             asked = spent
-        busy = isinstance(error, UpstreamBusy | UpstreamTimeout | DeadlineExceeded)
-        self.limit.end(ticket.cohort, overloaded=busy or (limited and asked is None))
-        if limited or (busy and asked):
+        overload = _overload(error)
+        self.limit.end(ticket.cohort, 1.0 if limited and not asked else overload)
+        if limited or (overload and asked):
             self.pace.refused(ticket.launched, asked)
             self._shed()
         elif spent is not None and self.pace.believes(spent):
             self.hold(spent)
-        elif busy:
+        elif overload:
             self.pace.failed(ticket.launched)
         self._release()
 
@@ -196,3 +196,14 @@ class Gate:
         for turn in reversed(later):  # who waited first comes back first
             if not turn.done():
                 turn.set_exception(self.postponed())
+
+
+def _overload(error: PipelineError | None) -> float:
+    """Return what an error counts as an overload by too many calls in flight."""
+    match error:
+        case DeadlineExceeded() | UpstreamTimeout(upstream_status=0):  # our own word; the provider may be well
+            return SLOW
+        case UpstreamBusy() | UpstreamTimeout():
+            return 1.0
+        case _:
+            return 0.0

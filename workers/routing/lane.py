@@ -93,7 +93,7 @@ class BatchRouter(Router):
     """
     Routes calls of the batch lane: each attempt goes through its deployment's gate.
 
-    Who would have to wait for long gets Postponed. A refusal (429) counts as no attempt, for it leads to a rest.
+    Who would have to wait for long gets Postponed. A refusal (429) takes none of the retries: it leads to a rest.
     """
 
     _longest_pause: ClassVar[float] = PATIENCE

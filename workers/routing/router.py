@@ -139,7 +139,7 @@ class Router:
         if remaining <= 0:
             raise DeadlineExceeded("the deadline passed before a provider could be called", stage="dispatch")
         try:
-            return await attempt(min(self._limit(deployment, stream=call.stream), remaining))
+            return await attempt(min(self._timeout(deployment, stream=call.stream), remaining))
         except UpstreamTimeout as error:
             if error.upstream_status or call.remaining > _NOTHING_LEFT:
                 raise
@@ -149,7 +149,7 @@ class Router:
                 stage="dispatch",
             ) from error
 
-    def _limit(self, deployment: Deployment, *, stream: bool) -> float:
+    def _timeout(self, deployment: Deployment, *, stream: bool) -> float:
         limits = (deployment.stream_timeout if stream else None, deployment.timeout, self._settings.timeout)
         return next((limit for limit in limits if limit is not None), math.inf)
 

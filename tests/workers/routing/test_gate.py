@@ -12,7 +12,7 @@ import anyio
 import pytest
 from fakes.waiting import wait_until
 
-from pipeline.errors import UpstreamBusy, UpstreamOverloaded, UpstreamUnavailable
+from pipeline.errors import UpstreamBusy, UpstreamOverloaded, UpstreamTimeout, UpstreamUnavailable
 from workers.providers._remaining import Remaining
 from workers.routing.gate import EARLY, FAR, PATIENCE, Gate, Postponed
 
@@ -174,6 +174,16 @@ async def test_overloads_leave_room_for_fewer_calls_and_each_end_lets_one_throug
         assert not entered
         gate.leave(tickets[4])
     assert len(entered) == 1
+
+
+async def test_a_call_past_its_timeout_is_no_word_of_the_providers() -> None:
+    gate = make()
+    for _ in range(3):
+        gate.leave(await gate.enter(), UpstreamTimeout("no answer"))
+        gate.leave(await gate.enter())
+    assert gate.limit.value == math.inf
+    gate.leave(await gate.enter(), UpstreamTimeout("gave up", upstream_status=504))
+    assert gate.limit.value == 1
 
 
 async def test_other_failures_say_nothing_of_a_limit() -> None:
