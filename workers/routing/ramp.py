@@ -71,7 +71,8 @@ class Ramp:
         # The first one opens a connection, and waits for much that the others do not.
         weight = RISE if seconds > self._seconds else FALL
         self._seconds = seconds if self._seconds == math.inf else self._seconds + weight * (seconds - self._seconds)
-        # A process that had nothing to do is not what calls wait for: the quick ones before were answered from a cache.
-        self._own = self._seconds if idle > UNUSED else min(self._own, self._seconds)
+        self._own = min(self._own, self._seconds)
+        if idle > UNUSED:  # what took longer did not wait for this process: the quick ones were answered from a cache
+            self._own = max(self._own, min(self._seconds, seconds - idle))
         # Who answers slowly needs many calls under way, and mostly does not refuse slowly as well.
         self.rate += min(FASTEST, max(WASTED / self._seconds, SLOWEST * max(1.0, self._seconds)))

@@ -11,6 +11,7 @@ from fakes.paced_calls import Clock, Provider, Simulation, unlimited
 
 from pipeline.errors import PipelineError, UpstreamOverloaded, UpstreamUnavailable
 from workers.routing.pace import IDLE, Pace
+from workers.routing.ramp import Ramp
 
 
 @pytest.mark.parametrize("limit", [60, 600, 6000])
@@ -103,3 +104,15 @@ def test_first_calls_that_end_at_once_do_not_keep_a_slow_provider_at_few_calls(
     found.run(15.0)
     (process,) = found.processes
     assert process.gate.limit.in_flight > 200
+
+
+def test_calls_that_waited_while_the_process_stood_still_do_not_make_a_slow_provider() -> None:
+    ramp = Ramp()
+    for _ in range(100):
+        ramp.grow(0.01, 0.0)
+    before = ramp.most
+    for _ in range(3):
+        ramp.grow(0.31, 0.3)
+    assert ramp.most < 1.1 * before
+    ramp.grow(5.0, 0.3)
+    assert ramp.most > 5 * before
