@@ -99,7 +99,9 @@ def compare(url: str, options: argparse.Namespace, path: Path) -> None:
     print(
         f"of that, on average: waited {waited / jobs * 1000:.1f} ms for dispatch, {worked / jobs * 1000:.1f} ms there"
     )
-    print(f"the batch: {beside.rate:,.0f} lines/s, {beside.rate / (rate - options.live):.0%} of what is left")
+    left = 1 - idle.busy
+    print(f"the batch: {beside.rate:,.0f} lines/s, {beside.rate / rate:.0%} of its rate alone, {rate:,.0f}")
+    print(f"live alone leaves {left:.0%} of the processors, so that is {beside.rate / rate / left:.0%} of what is left")
     print(f"processors busy: {idle.busy:.0%} by live alone, {busy:.0%} by the batch alone, {beside.busy:.0%} by both")
 
 
