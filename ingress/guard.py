@@ -52,6 +52,7 @@ class Guard:
             await _refuse(exchange, InternalError("the gateway failed; its log has the cause under this request id"))
         finally:
             exchange.finish()
+            del scope[KEY]  # it holds the scope: the garbage collector would look for both, and hold all others up
 
 
 async def _refuse(exchange: Exchange, error: PipelineError, headers: Headers | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from typing import Any
 
@@ -98,3 +99,16 @@ async def test_what_is_not_http_goes_on_to_the_router() -> None:
         scope = {"type": "websocket", "path": "/v1/realtime", "headers": []}
         await client._transport.app(scope, None, send)  # type: ignore[attr-defined]
     assert [message["type"] for message in sent] == ["websocket.close"]
+
+
+async def test_a_request_leaves_no_garbage_that_only_the_collector_finds() -> None:
+    async with calling(FakeTransport(lambda *_: [answer()])) as client:
+        gc.collect()
+        gc.disable()  # it stops all requests while it looks, for tens of milliseconds
+        try:
+            for _ in range(3):
+                assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+            left = [kind for kind in map(type, gc.get_objects()) if kind is exchange.Exchange]
+        finally:
+            gc.enable()
+    assert len(left) <= 1, "that of the last request may still be on its way out"
