@@ -42,9 +42,14 @@ def model_list(url: str, *names: str) -> str:
     return "model_list:\n" + "".join(f"  - {{{model}}}\n" for model in served)
 
 
-def environment(**more: str) -> dict[str, str]:
-    """Return this process's environment without anything that says something to a gateway."""
-    unwanted = ("REDIS_URL", "PORT", "NUM_WORKERS", "LITELLM_MASTER_KEY")
+def environment(*, traced: bool = False, **more: str) -> dict[str, str]:
+    """
+    Return this process's environment without anything that says something to a gateway.
+
+    Processes under load are not `traced` for the coverage: that doubles what they cost, and nobody ships it.
+    """
+    unwanted = ["REDIS_URL", "PORT", "NUM_WORKERS", "LITELLM_MASTER_KEY"]
+    unwanted += [] if traced else ["COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"]
     kept = {k: v for k, v in os.environ.items() if k not in unwanted and not k.startswith("PROMPTMILL_")}
     return {**kept, **more}
 
@@ -53,7 +58,7 @@ def promptmill(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedP
     """Run a command to its end and return it, with its output."""
     command = [sys.executable, "-P", "-m", "pipeline", *arguments]
     return subprocess.run(
-        command, cwd=cwd, env=environment(**more), capture_output=True, text=True, timeout=60, check=False
+        command, cwd=cwd, env=environment(traced=True, **more), capture_output=True, text=True, timeout=60, check=False
     )
 
 
@@ -128,15 +133,15 @@ def start_gateway(
     cwd: Path | None = None,
     variables: Mapping[str, str] = {},
     python: str = sys.executable,
+    traced: bool = False,
 ) -> Iterator[Gateway]:
     """Run `promptmill up` on `config` in `directory`, on a free port, and end it in the end, whatever the test did."""
     (directory / "config.yaml").write_text(config)
     output = directory / "output.log"
     command = [python, "-P", "-m", "pipeline", "--config", str(directory / "config.yaml"), "--port", "0"]
     with output.open("wb") as stream:
-        process = subprocess.Popen(
-            [*command, *arguments], cwd=cwd or directory, env=environment(**variables), stdout=stream, stderr=stream
-        )
+        env = environment(traced=traced, **variables)
+        process = subprocess.Popen([*command, *arguments], cwd=cwd or directory, env=env, stdout=stream, stderr=stream)
     gateway = Gateway(process, output)
     try:
         gateway.wait_until_ready()

@@ -47,7 +47,7 @@ def gateway(directory: Path, upstream: ScriptedUpstream) -> Iterator[Gateway]:
         "api_key: sk-upstream}}]\n"
         "general_settings: {master_key: sk-master-of-the-test}\n"
     )
-    with start_gateway(directory, config=config) as running:
+    with start_gateway(directory, config=config, traced=True) as running:
         yield running
 
 
@@ -338,7 +338,7 @@ def test_the_gateway_on_this_machine_is_found_with_its_key_and_stopped(
         "model_list: [{model_name: gpt-4, litellm_params: {model: echo/echo}}]\n"
         "general_settings: {master_key: sk-master-of-the-test}\n"
     )
-    with start_gateway(Path.cwd(), config=config) as running:
+    with start_gateway(Path.cwd(), config=config, traced=True) as running:
         assert command("run", "in.jsonl", "-o", "out.jsonl", "-c", "config.yaml") == 0
         assert "starting" not in command.err
         assert command("list") == 2, "nothing says which key"

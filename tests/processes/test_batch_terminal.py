@@ -47,7 +47,9 @@ def test_a_run_shows_a_bar_detaches_and_goes_on(directory: Path) -> None:
         (directory / "config.yaml").write_text(
             f"model_list: [{{model_name: gpt-4, litellm_params: {{model: openai/m, api_base: '{upstream.url}'}}}}]\n"
         )
-        with in_terminal(*words, cwd=directory, environment=environment(OPENAI_API_KEY="sk-upstream")) as terminal:
+        with in_terminal(
+            *words, cwd=directory, environment=environment(traced=True, OPENAI_API_KEY="sk-upstream")
+        ) as terminal:
             shown = terminal.wait_for(f"{AT_ONCE}/{LINES}")
             assert "in.jsonl  ━━" in shown
             assert "ok 28" in shown
@@ -62,7 +64,7 @@ def test_a_run_shows_a_bar_detaches_and_goes_on(directory: Path) -> None:
         assert not output.exists()
 
         gate.open()
-        with in_terminal(*words, cwd=directory, environment=environment()) as terminal:
+        with in_terminal(*words, cwd=directory, environment=environment(traced=True)) as terminal:
             assert terminal.end() == 1
             said = terminal.screen.text
     assert "going on with batch_" in said

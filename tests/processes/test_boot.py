@@ -97,7 +97,7 @@ def test_a_gateway_without_ingress_cannot_have_more_of_it(tmp_path: Path) -> Non
 
 
 def test_a_stage_without_a_process_is_told_and_is_not_ready(tmp_path: Path) -> None:
-    with start_gateway(tmp_path, "--scale", "dispatch=0") as gateway:
+    with start_gateway(tmp_path, "--scale", "dispatch=0", traced=True) as gateway:
         assert "no process here works on dispatch" in gateway.log
         assert httpx2.get(f"{gateway.url}/health/readiness", trust_env=False).status_code == 503
 
@@ -116,7 +116,7 @@ def test_awkward_surroundings_do_not_keep_it_from_starting(tmp_path: Path) -> No
     for name in ("pipeline.py", "workers.py", "ingress.py", "redis.py"):
         (cwd / name).write_text("raise RuntimeError('not ours')\n")
     data = tmp_path / ("d" * 130)
-    with start_gateway(tmp_path, "--data-dir", str(data), cwd=cwd) as gateway:
+    with start_gateway(tmp_path, "--data-dir", str(data), cwd=cwd, traced=True) as gateway:
         assert gateway.ask() == "user: hi"
         assert "Procfile is not run" in gateway.log
         found = re.search(r"\((/.+)/valkey.sock\)", gateway.log)

@@ -28,7 +28,7 @@ def demo(directory: Path) -> Iterator[Gateway]:
     output = directory / "demo.log"
     command = [sys.executable, "-P", "-m", "pipeline", "demo", "--port", "0", "--data-dir", str(directory / "data")]
     with output.open("wb") as stream:
-        process = subprocess.Popen(command, cwd=directory, env=environment(), stdout=stream, stderr=stream)
+        process = subprocess.Popen(command, cwd=directory, env=environment(traced=True), stdout=stream, stderr=stream)
     gateway = Gateway(process, output)
     try:
         gateway.wait_until_ready()

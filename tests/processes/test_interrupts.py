@@ -29,7 +29,7 @@ def starting(directory: Path, *options: str) -> Iterator[Gateway]:
     with (
         log.open("wb") as output,
         subprocess.Popen(
-            command, cwd=directory, env=environment(), stdout=output, stderr=output, start_new_session=True
+            command, cwd=directory, env=environment(traced=True), stdout=output, stderr=output, start_new_session=True
         ) as process,
     ):
         try:

@@ -34,7 +34,7 @@ def upstream(upstream: ScriptedUpstream) -> ScriptedUpstream:
 def gateway(directory: Path, upstream: ScriptedUpstream) -> Iterator[Gateway]:
     (directory / "mine.py").write_text(MANAGER.replace('{"role": "system", "content": "from mine"}, ', ""))
     config = model_list(upstream.url) + "litellm_settings: {callbacks: mine.mine}\n"
-    with start_gateway(directory, config=config) as running:
+    with start_gateway(directory, config=config, traced=True) as running:
         yield running
 
 
@@ -82,7 +82,7 @@ async def test_what_a_draining_worker_fetched_and_did_not_start_is_done_by_anoth
 
     with (
         run_upstream_in_thread() as upstream,
-        start_gateway(tmp_path, "--scale", "dispatch=2", config=model_list(upstream.url)) as gateway,
+        start_gateway(tmp_path, "--scale", "dispatch=2", config=model_list(upstream.url), traced=True) as gateway,
     ):
         upstream.default = answer
         async with calling(gateway.url) as caller, anyio.create_task_group() as tasks:

@@ -75,7 +75,9 @@ class Processes:
 
     def run(self, *words: str) -> subprocess.Popen[bytes]:
         """Start a process on the configuration as it is now."""
-        variables = environment(REDIS_URL=self.redis_url, PROMPTMILL_CONFIG=str(self._directory / "config.yaml"))
+        variables = environment(
+            traced=True, REDIS_URL=self.redis_url, PROMPTMILL_CONFIG=str(self._directory / "config.yaml")
+        )
         command = [sys.executable, "-P", "-m", "pipeline", *words]
         with (self._directory / "output.log").open("ab") as output:
             self.running.append(subprocess.Popen(command, env=variables, stdout=output, stderr=output))

@@ -36,7 +36,7 @@ def reload(gateway: Gateway, directory: Path, config: str) -> None:
 async def test_a_changed_model_list_is_served_without_a_failed_request(
     tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
-    with start_gateway(tmp_path, config=model_list(upstream.url, "gpt-4", "leaving")) as gateway:
+    with start_gateway(tmp_path, config=model_list(upstream.url, "gpt-4", "leaving"), traced=True) as gateway:
         before = parts(gateway)
         async with load(gateway.url) as clients, calling(gateway.url) as caller:
             await clients.goes_on()
@@ -61,7 +61,7 @@ async def test_a_changed_model_list_is_served_without_a_failed_request(
 
 async def test_a_file_that_cannot_be_used_changes_nothing(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     good = model_list(upstream.url, "gpt-4")
-    with start_gateway(tmp_path, config=good) as gateway:
+    with start_gateway(tmp_path, config=good, traced=True) as gateway:
         before = gateway.children()
         for bad, words in (
             ("model_list: [", "config.yaml:"),
@@ -86,7 +86,7 @@ async def test_a_file_that_cannot_be_used_changes_nothing(tmp_path: Path, upstre
 
 
 async def test_what_only_a_restart_changes_is_told_and_kept(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    with start_gateway(tmp_path, config=model_list(upstream.url, "gpt-4")) as gateway:
+    with start_gateway(tmp_path, config=model_list(upstream.url, "gpt-4"), traced=True) as gateway:
         changed = "promptmill_settings: {data_dir: elsewhere, redis_url: 'redis://elsewhere', persistence: always}\n"
         reload(gateway, tmp_path, model_list(upstream.url, "gpt-4", "second") + changed)
         await wait_until(lambda: "| reloading" in gateway.log)
@@ -101,7 +101,7 @@ async def test_what_only_a_restart_changes_is_told_and_kept(tmp_path: Path, upst
 async def test_sigterm_during_a_reload_finishes_what_is_in_flight_and_leaves_nothing(
     tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
-    with start_gateway(tmp_path, config=model_list(upstream.url, "gpt-4")) as gateway:
+    with start_gateway(tmp_path, config=model_list(upstream.url, "gpt-4"), traced=True) as gateway:
         async with calling(gateway.url) as caller, caller.stream("hi") as response:
             gateway.process.send_signal(signal.SIGHUP)
             await wait_until(lambda: len(gateway.children()) > 4, timeout=20)
@@ -125,7 +125,7 @@ async def test_keys_come_and_go_by_a_reload_and_nobody_elses_request_fails(
         async with calling(url, f"sk-of-{name}") as caller:
             return (await caller.chat()).status == 401
 
-    with start_gateway(tmp_path, config=keyed("stays", "goes")) as gateway:
+    with start_gateway(tmp_path, config=keyed("stays", "goes"), traced=True) as gateway:
         async with load(gateway.url, key="sk-of-stays") as clients:
             await clients.goes_on()
             assert not await refused(gateway.url, "goes")
@@ -141,7 +141,7 @@ async def test_keys_come_and_go_by_a_reload_and_nobody_elses_request_fails(
 async def test_an_address_of_others_is_not_left_without_a_key(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     open_to_all = model_list(upstream.url, "gpt-4")
     keyed = open_to_all + "general_settings: {master_key: sk-a-long-and-random-one}\n"
-    with start_gateway(tmp_path, "--host", "0.0.0.0", config=keyed) as gateway:
+    with start_gateway(tmp_path, "--host", "0.0.0.0", config=keyed, traced=True) as gateway:
         reload(gateway, tmp_path, open_to_all)
         await wait_until(lambda: "not reloaded, all goes on as it was: no key is configured" in gateway.log, timeout=20)
         assert httpx2.get(f"{gateway.url}/v1/models", trust_env=False).status_code == 401
@@ -152,7 +152,7 @@ async def test_a_process_that_does_not_start_with_the_new_configuration_leaves_t
 ) -> None:
     procfile = "ingress: promptmill ingress\nresolve: promptmill worker resolve\ndispatch: promptmill worker dispatch\n"
     (tmp_path / "Procfile").write_text(procfile)
-    with start_gateway(tmp_path, config=model_list(upstream.url, "gpt-4")) as gateway:
+    with start_gateway(tmp_path, config=model_list(upstream.url, "gpt-4"), traced=True) as gateway:
         before = parts(gateway)
         (tmp_path / "Procfile").write_text(procfile.replace("worker dispatch", "worker nowhere"))
         gateway.process.send_signal(signal.SIGHUP)

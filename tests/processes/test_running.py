@@ -42,7 +42,9 @@ def configured(directory: Path, manager: str) -> str:
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     directory = tmp_path_factory.mktemp("gateway")
     config = configured(directory, PEEKING)
-    with start_gateway(directory, "--num_workers", "2", config=config, variables={"OPENAI_API_KEY": "sk-x"}) as running:
+    with start_gateway(
+        directory, "--num_workers", "2", config=config, variables={"OPENAI_API_KEY": "sk-x"}, traced=True
+    ) as running:
         running.directory = directory  # type: ignore[attr-defined]
         yield running
 
@@ -121,7 +123,7 @@ async def test_what_crashes_is_started_again(gateway: Gateway, words: str) -> No
 
 
 async def test_ctrl_c_finishes_what_is_in_flight_and_leaves_nothing(tmp_path: Path) -> None:
-    with start_gateway(tmp_path, config=configured(tmp_path, WAITING)) as gateway:
+    with start_gateway(tmp_path, config=configured(tmp_path, WAITING), traced=True) as gateway:
         answers: list[str] = []
         started = tmp_path / "started"
         fields = {"prompt_id": "p", "prompt_variables": {"started": str(started)}}
@@ -141,7 +143,7 @@ async def test_ctrl_c_finishes_what_is_in_flight_and_leaves_nothing(tmp_path: Pa
 
 async def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
     slow = WAITING.replace("time.sleep(0.5)", "time.sleep(30)")
-    with start_gateway(tmp_path, config=configured(tmp_path, slow)) as gateway:
+    with start_gateway(tmp_path, config=configured(tmp_path, slow), traced=True) as gateway:
         started = tmp_path / "started"
         fields = {"prompt_id": "p", "prompt_variables": {"started": str(started)}}
 
@@ -164,7 +166,7 @@ async def test_nothing_outlives_a_killed_supervisor_and_the_next_start_works(tmp
     # with a Redis that stays: a process that loses it soon writes to its closed log, and ends for that
     with (
         start_server(tmp_path / "redis") as server,
-        start_gateway(tmp_path, variables={"REDIS_URL": server.url}) as gateway,
+        start_gateway(tmp_path, variables={"REDIS_URL": server.url}, traced=True) as gateway,
     ):
         children = gateway.children()
         assert len(children) == 6
@@ -172,7 +174,7 @@ async def test_nothing_outlives_a_killed_supervisor_and_the_next_start_works(tmp
         await wait_until(lambda: not any(alive(pid) for pid in children), timeout=5)
     (tmp_path / ".promptmill" / "valkey").mkdir()
     (tmp_path / ".promptmill" / "valkey" / "valkey.sock").touch()  # what a killed server leaves
-    with start_gateway(tmp_path) as gateway:
+    with start_gateway(tmp_path, traced=True) as gateway:
         assert gateway.ask() == "user: hi"
 
 
@@ -183,7 +185,7 @@ async def test_a_redis_that_is_named_is_used_and_no_key_is_shown_to_anybody(tmp_
     with start_server(tmp_path / "redis") as server:
         variables = {"REDIS_URL": server.url, "GATEWAY_KEY": MASTER}
         arguments = ("--detailed_debug", "--request_timeout", "30")
-        with start_gateway(tmp_path, *arguments, config=config, variables=variables) as gateway:
+        with start_gateway(tmp_path, *arguments, config=config, variables=variables, traced=True) as gateway:
             assert len(gateway.children()) == 6
             assert server.url in gateway.log
             assert "master (from $GATEWAY_KEY)" in gateway.log
