@@ -84,6 +84,15 @@ class Ledger:
         """Return how the batch comes along, with what is so only `now`."""
         return self.tally.progress(self.done.failures, **now)
 
+    def tells(self, progress: Progress) -> bool:
+        """
+        Whether the record says so, and counts all that is written.
+
+        An outcome counts once it is durable: by then what is open may be in the record already.
+        """
+        counts = (self.record.completed, self.record.failed)
+        return progress == self.record.progress and counts == (self.done.completed, self.done.failed)
+
     async def reach(self, status: str, now: float, **changes: Any) -> None:
         """Write that the batch has a new status since `now`, in seconds since 1970. Raises Superseded."""
         times = {**self.record.times, f"{status}_at": int(now)}

@@ -197,7 +197,7 @@ class BatchRun:
         patterns = self._request.allowed_models
         seen = {model: rest for model, rest in transport.backing_off.items() if allows(patterns, model)}
         progress = ledger.progress(**lines, waiting=transport.waiting, backing_off=seen, paused=window.paused)
-        if progress != ledger.record.progress:
+        if not ledger.tells(progress):
             await ledger.save(progress=progress)
 
     # The end

@@ -28,7 +28,7 @@ from pipeline.transport import keyspace
 from pipeline.transport.feeding import FeedTransport
 from workers.batches import feeder
 from workers.batches.lines import line_of
-from workers.batches.parts import open_parts
+from workers.batches.parts import Parts, open_parts
 from workers.batches.tally import count
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -223,6 +223,40 @@ async def test_a_batch_tells_how_it_comes_along(server: Server, settings: Settin
     assert progress.causes == {"upstream_rate_limited": 1}
     assert progress.failures == {"invalid_request": 1}
     assert progress.latency_ms == Latency(p50=40.0, p99=40.0)
+
+
+async def test_outcomes_that_took_long_to_write_are_counted_although_nothing_else_goes_on(
+    server: Server, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = msgspec.structs.replace(settings, batches=BatchSettings())  # a line has minutes
+    desk, batch_id, let_go = make_desk(server, settings), "", anyio.Event()
+    append = Parts.append
+
+    async def record() -> Record:
+        return (await desk.store.get(batch_id, None)).record
+
+    async def late(parts: Parts, kind: str, data: bytes) -> None:
+        async def is_told() -> bool:
+            progress = (await record()).progress
+            return let_go.is_set() or (progress.open == 1 and bool(progress.waiting))
+
+        await wait_until(is_told, timeout=20)
+        await append(parts, kind, data)
+
+    async def one_is_held(delivery: Delivery) -> Outcome:
+        if line_of(delivery.job.id) == 2:
+            await let_go.wait()
+        return await answer(delivery)
+
+    async def counted() -> bool:
+        return (await record()).completed == 1
+
+    monkeypatch.setattr(Parts, "append", late)
+    async with working(server, settings, ScriptedStage(one_is_held)), keeping(desk):
+        batch_id = await create(desk, lines(2))
+        await wait_until(counted, timeout=10)
+        let_go.set()
+        await ended(desk, batch_id)
 
 
 def test_codes_that_providers_make_up_are_told_apart_to_a_bound() -> None:
