@@ -22,6 +22,9 @@ from benchmarks.slow_upstream import Seen, slow_upstream
 CHAT: Final = "/v1/chat/completions"
 RUNNING: Final = ("validating", "in_progress", "finalizing")
 SAMPLE_EVERY: Final = 1.0
+WORTH_TELLING: Final = 0.02
+"""Share of the processors that, taken by others, makes figures no measure of this program."""
+
 FULL: Final = 0.95
 """Share of the most calls that were ever in flight from which on the upstream counts as full."""
 
@@ -34,6 +37,8 @@ class Watch(threading.Thread):
         self._pids = {pid: role for role, pids in measure.processes(os.getpid()).items() for pid in pids}
         self._before = {pid: measure.cpu_seconds(pid) for pid in self._pids}
         self._slow_url = slow_url
+        self._stolen = measure.stolen_seconds()
+        self._began = time.monotonic()
         self._end = threading.Event()
         self.memory: list[dict[str, float]] = []
         self.seen: list[tuple[float, Seen]] = []
@@ -55,6 +60,11 @@ class Watch(threading.Thread):
     def cpu(self) -> dict[str, float]:
         """Return the CPU seconds spent since the beginning, by what the processes do."""
         return self._sum(lambda pid: measure.cpu_seconds(pid) - self._before[pid])
+
+    def stolen(self) -> float:
+        """Return the share of the processors that other machines on this host had since the beginning."""
+        seconds = time.monotonic() - self._began
+        return (measure.stolen_seconds() - self._stolen) / seconds / (os.cpu_count() or 1)
 
     def peaks(self) -> dict[str, float]:
         """Return the most resident megabytes the kernel has seen, by what the processes do."""
@@ -131,6 +141,7 @@ def measured(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
             "lines": options.lines,
             "latency": options.latency,
             "lines_a_second": options.lines / figures["seconds"],
+            "stolen": watch.stolen(),
             "cpu_us_a_line": {role: cpu / options.lines * 1e6 for role, cpu in watch.cpu().items()},
             "peak_mb": watch.peaks(),
             "resident_mb": watch.memory,
@@ -151,6 +162,8 @@ def report(figures: dict[str, Any]) -> None:
             f"{full['answers_a_second']:,.0f} answers/s, "
             f"{full['answers_a_second'] * figures['latency'] / full['most_in_flight']:.0%} of concurrency / latency"
         )
+    if figures["stolen"] > WORTH_TELLING:
+        print(f"{figures['stolen']:.0%} of the processors went to other machines on this host: it had only what was left")
     for role, cpu in sorted(figures["cpu_us_a_line"].items()):
         print(f"{role:>16} {cpu:7.1f} us of CPU a line, {figures['peak_mb'][role]:6.0f} MB at most")
     print(f"{'all':>16} {sum(figures['cpu_us_a_line'].values()):7.1f} us of CPU a line")

@@ -98,6 +98,11 @@ def busy_seconds() -> float:
     return (user + nice + system + sum(interrupts)) / TICKS
 
 
+def stolen_seconds() -> float:
+    """Return the CPU seconds that were wanted here and that other machines on the same host had (steal, proc(5))."""
+    return int(Path("/proc/stat").read_text().partition("\n")[0].split()[8]) / TICKS
+
+
 def rss_bytes(pid: int) -> int:
     """Return a process's resident memory."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
