@@ -163,7 +163,9 @@ def report(figures: dict[str, Any]) -> None:
             f"{full['answers_a_second'] * figures['latency'] / full['most_in_flight']:.0%} of concurrency / latency"
         )
     if figures["stolen"] > WORTH_TELLING:
-        print(f"{figures['stolen']:.0%} of the processors went to other machines on this host: it had only what was left")
+        print(
+            f"{figures['stolen']:.0%} of the processors went to other machines on this host: it had only what was left"
+        )
     for role, cpu in sorted(figures["cpu_us_a_line"].items()):
         print(f"{role:>16} {cpu:7.1f} us of CPU a line, {figures['peak_mb'][role]:6.0f} MB at most")
     print(f"{'all':>16} {sum(figures['cpu_us_a_line'].values()):7.1f} us of CPU a line")
