@@ -35,7 +35,7 @@ $(STAMP): requirements/dev.txt pyproject.toml
 demo: setup ## Start a gateway with an echo model and the example prompt manager, and print a curl for it
 	$(BIN)/promptmill demo --port $(PORT)
 
-test: setup ## Run every test, with branch coverage over all processes
+test: setup ## Run every test, with branch coverage; gateways under load run untraced
 	rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m pytest $(PYTEST_ARGS)
 	$(BIN)/coverage combine --quiet
