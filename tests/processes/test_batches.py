@@ -60,7 +60,7 @@ def failpoints(directory: Path) -> Path:
 def gateway(directory: Path, upstream: ScriptedUpstream, failpoints: Path) -> Iterator[Gateway]:
     (directory / "mine.py").write_text(MANAGER)
     config = (
-        model_list(upstream.url, "gpt-4", "barred", "limited", "overloaded")
+        model_list(upstream.url, "gpt-4", "barred", "limited", "overloaded", "hanging")
         + "  - {model_name: local, litellm_params: {model: echo/echo}}\n"
         "litellm_settings: {callbacks: mine.mine}\n"
         f"promptmill_settings: {{batch_window: {WINDOW}, lease: 2}}\n"
@@ -219,7 +219,7 @@ async def test_a_limited_provider_is_asked_at_its_pace_and_its_limit_is_used(
 
 async def test_a_key_that_its_provider_refuses_costs_no_line(client: BatchClient, upstream: ScriptedUpstream) -> None:
     upstream.default = lambda _: failure(401, "no such key")
-    made = await client.create(lines(LINES, model="barred"))  # the pace of a model is what other tests left
+    made = await client.create(lines(LINES, model="barred"))
 
     async def waits() -> bool:
         return bool((await client.get(made["id"]))["promptmill"]["paused"] == "upstream_auth_failed")
@@ -256,9 +256,10 @@ async def test_a_cancelled_batch_keeps_what_is_done_and_says_what_is_not(
 async def test_a_batch_that_runs_out_of_time_expires_with_what_is_done(
     client: BatchClient, upstream: ScriptedUpstream, directory: Path
 ) -> None:
-    # A few lines are answered at once, and all others never: how fast the machine is changes nothing.
+    # A few lines are answered at once, and all others never: how fast the machine is changes nothing. The pace of a
+    # model is what other tests left.
     upstream.default = lambda received: raw(*([] if int(asked(received)) < 5 else [60.0]), *echo(received).steps)
-    file = (await put(client.http, lines(100))).json()
+    file = (await put(client.http, lines(100, model="hanging"))).json()
     store = BatchStore(LocalBlobs(directory / ".promptmill" / "batches"))
     state = await store.create(BatchOrder("", CHAT, file["id"]), window=8)
     outcome = await client.end(state.request.id)
@@ -275,7 +276,7 @@ async def test_a_feed_that_is_killed_at_any_step_loses_and_repeats_no_line(
     killed = gateway.child("pipeline feed")
     (failpoints / f"feed.{point}").write_text("exit")
     made = await client.create(lines(LINES))
-    await wait_until(lambda: gateway.child("pipeline feed") not in (0, killed), timeout=30, every=0.1)
+    await wait_until(lambda: gateway.child("pipeline feed") not in (0, killed), timeout=90, every=0.1)
     outcome = await client.end(made["id"])
     outcome.check(IDS)
     assert outcome.texts() == {f"r{number}": str(number) for number in range(LINES)}
