@@ -94,13 +94,18 @@ def cpu_seconds(pid: int) -> float:
 
 def busy_seconds() -> float:
     """Return the CPU seconds that all processors of the machine have spent on anything."""
-    user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().partition("\n")[0].split()[1:8])
+    user, nice, system, _, _, *interrupts = _machine()[:7]
     return (user + nice + system + sum(interrupts)) / TICKS
 
 
 def stolen_seconds() -> float:
     """Return the CPU seconds that were wanted here and that other machines on the same host had (steal, proc(5))."""
-    return int(Path("/proc/stat").read_text().partition("\n")[0].split()[8]) / TICKS
+    return _machine()[7] / TICKS
+
+
+def _machine() -> list[int]:
+    """Return the ticks of all processors: user, nice, system, idle, iowait, irq, softirq, steal … (proc(5))."""
+    return [int(ticks) for ticks in Path("/proc/stat").read_text().partition("\n")[0].split()[1:]]
 
 
 def rss_bytes(pid: int) -> int:

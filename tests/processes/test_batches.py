@@ -59,6 +59,7 @@ def failpoints(directory: Path) -> Path:
 @pytest.fixture(scope="module")
 def gateway(directory: Path, upstream: ScriptedUpstream, failpoints: Path) -> Iterator[Gateway]:
     (directory / "mine.py").write_text(MANAGER)
+    # The pace of a model is what earlier tests left: who spoils it has a model of its own.
     config = (
         model_list(upstream.url, "gpt-4", "barred", "limited", "overloaded", "hanging")
         + "  - {model_name: local, litellm_params: {model: echo/echo}}\n"
@@ -256,8 +257,7 @@ async def test_a_cancelled_batch_keeps_what_is_done_and_says_what_is_not(
 async def test_a_batch_that_runs_out_of_time_expires_with_what_is_done(
     client: BatchClient, upstream: ScriptedUpstream, directory: Path
 ) -> None:
-    # A few lines are answered at once, and all others never: how fast the machine is changes nothing. The pace of a
-    # model is what other tests left.
+    # A few lines are answered at once, and all others never: how fast the machine is changes nothing.
     upstream.default = lambda received: raw(*([] if int(asked(received)) < 5 else [60.0]), *echo(received).steps)
     file = (await put(client.http, lines(100, model="hanging"))).json()
     store = BatchStore(LocalBlobs(directory / ".promptmill" / "batches"))
